@@ -1,0 +1,16 @@
+"""Settings of the whole suite: strict shapes, a shared compilation cache, a quiet CPU."""
+
+import os
+import pathlib
+import tempfile
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Two workers on two cores: one thread pool each would fight over them.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+import jax  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+_cache = pathlib.Path(os.environ.get("STRATA_CACHE", tempfile.gettempdir())) / "strata-test-xla"
+jax.config.update("jax_compilation_cache_dir", str(_cache))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
