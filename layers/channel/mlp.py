@@ -1,0 +1,37 @@
+"""The two-layer perceptron of the transformer block.
+
+    y = W_down a(W_up x)          a pointwise, F hidden features per token
+
+Reference: Vaswani et al., "Attention Is All You Need", 2017, section 3.3.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from layers.activations import activation
+
+
+class MLP(nn.Module):
+  """Expands to `hidden` features, bends, and returns to the width of x.
+
+  Attributes:
+    hidden: F; 0 means `expansion` times the width.
+    expansion: F / D where hidden is 0.
+    activation: a name of layers/activations.py.
+    bias: whether the two maps have biases.
+    dtype: dtype of the matrix products.
+  """
+
+  hidden: int = 0
+  expansion: float = 4.0
+  activation: str = "gelu"
+  bias: bool = False
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    D = x_BTD.shape[-1]
+    F = self.hidden or round(self.expansion * D)
+    h_BTF = nn.Dense(F, use_bias=self.bias, dtype=self.dtype, name="up")(x_BTD)
+    h_BTF = activation(self.activation)(h_BTF)
+    return nn.Dense(D, use_bias=self.bias, dtype=self.dtype, name="down")(h_BTF)

@@ -1,0 +1,203 @@
+"""The residual stack: L blocks of a mixer and a channel mixer, scanned over depth.
+
+Each block is two sublayers of the form that layers/placement.py tabulates. Runs
+of layers that repeat (all alike, or a pattern such as linear, linear,
+attention) become one `lax.scan`, so compile time does not grow with depth; what
+repeats nowhere is unrolled. A run of layers i to j is the submodule scan_i_to_j,
+whose parameters carry the repeats as leading axis, or layers_i_to_j.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from layers import context as ctx
+from layers.placement import Placement
+
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Run(NamedTuple):
+  """`repeats` copies in a row of the layers first .. first + period - 1."""
+
+  first: int
+  period: int
+  repeats: int
+
+
+def find_runs(kinds: tuple) -> list[Run]:
+  """Cuts a sequence of layer kinds into repeated stretches, the widest one first found.
+
+  A stretch repeats at least twice; a single layer is a run of one. Among
+  stretches that cover equally many layers the shortest period wins.
+  """
+  runs, at, L = [], 0, len(kinds)
+  while at < L:
+    best = Run(at, 1, 1)
+    for period in range(1, (L - at) // 2 + 1):
+      unit, repeats = kinds[at:at + period], 1
+      while kinds[at + repeats * period:at + (repeats + 1) * period] == unit:
+        repeats += 1
+      if repeats > 1 and period * repeats > best.period * best.repeats:
+        best = Run(at, period, repeats)
+    runs.append(best)
+    at += best.period * best.repeats
+  return runs
+
+
+class Block(nn.Module):
+  """One layer: x -> sublayer(mixer) -> sublayer(channel), placed by four flags.
+
+  Attributes:
+    mixer, channel, norm: factories of modules that take `name`; channel may be None.
+    pre, out, post: which norms this layer has.
+    dropout: rate on what each sublayer adds.
+    train: whether dropout is active.
+  """
+
+  mixer: Callable[..., nn.Module]
+  channel: Callable[..., nn.Module] | None
+  norm: Callable[..., nn.Module]
+  pre: bool = True
+  out: bool = False
+  post: bool = False
+  dropout: float = 0.0
+  train: bool = False
+
+  @nn.compact
+  def __call__(self, x_BTD, context, state, in_scale, alpha, segment_ids=None):
+    def place(x_BTD, sublayer, name):
+      h_BTD = self.norm(name=f"{name}_pre_norm")(x_BTD) if self.pre else x_BTD
+      y_BTD, *rest = sublayer(h_BTD * in_scale.astype(h_BTD.dtype))
+      y_BTD = self.norm(name=f"{name}_out_norm")(y_BTD) if self.out else y_BTD
+      if self.dropout:
+        y_BTD = nn.Dropout(self.dropout, deterministic=not self.train)(y_BTD)
+      x_BTD = alpha.astype(x_BTD.dtype) * x_BTD + y_BTD.astype(x_BTD.dtype)
+      x_BTD = self.norm(name=f"{name}_post_norm")(x_BTD) if self.post else x_BTD
+      return x_BTD, *rest
+
+    mixer = self.mixer(name="mixer")
+    x_BTD, state = place(x_BTD, lambda h: mixer(h, state, segment_ids), "mixer")
+    if self.channel is not None:
+      channel = self.channel(name="channel")
+      if getattr(channel, "uses_context", False):
+        x_BTD, context = place(x_BTD, lambda h: channel(h, context), "channel")
+      else:
+        x_BTD, = place(x_BTD, lambda h: (channel(h),), "channel")
+    return x_BTD, context.replace(layer=context.layer + 1), state
+
+
+class Period(nn.Module):
+  """The layers of one period of a run, as the body of a scan over its repeats."""
+
+  blocks: tuple[Callable[..., nn.Module], ...]
+
+  @nn.compact
+  def __call__(self, carry, states, scales, segment_ids):
+    x_BTD, context = carry
+    finals = []
+    for i, block in enumerate(self.blocks):
+      state = None if states is None else states[i]
+      x_BTD, context, final = block(name=f"block_{i}")(
+          x_BTD, context, state, *[scale[i] for scale in scales], segment_ids)
+      # Without a state to carry nobody wants one back, and a scan would keep them all.
+      finals.append(None if states is None else final)
+    return (x_BTD, context), None if states is None else tuple(finals)
+
+
+class Stack(nn.Module):
+  """All layers, between the norm on the embeddings and the final norm if placed.
+
+  Attributes:
+    mixers: one factory per layer; equal entries make a run that can be scanned.
+    channel: factory of the channel mixer, or None for none.
+    norm: factory of the norms.
+    placement: the row of layers/placement.py, for as many layers.
+    dropout: rate on what each sublayer adds.
+    scan: whether runs are scanned; False unrolls every layer.
+    remat: what the backward pass keeps of a layer: "none" recomputes nothing,
+      "dots" keeps matrix products, "full" keeps only the layer's input.
+    train: whether dropout is active.
+  """
+
+  mixers: tuple[Callable[..., nn.Module], ...]
+  channel: Callable[..., nn.Module] | None
+  norm: Callable[..., nn.Module]
+  placement: Placement
+  dropout: float = 0.0
+  scan: bool = True
+  remat: str = "none"
+  train: bool = False
+
+  def runs(self) -> list[Run]:
+    """Returns how the layers are cut into scans."""
+    place = self.placement
+    kinds = tuple(zip(self.mixers, place.pre, place.out, place.post))
+    return find_runs(kinds) if self.scan else [Run(i, 1, 1) for i in range(len(kinds))]
+
+  def init_state(self, batch: int):
+    """Returns the zero states of all mixers, one entry per run."""
+    def of_run(run):
+      layers = self.mixers[run.first:run.first + run.period]
+      states = tuple(mixer(parent=None).init_state(batch) for mixer in layers)
+      if run.repeats == 1:
+        return states
+      return jax.tree.map(lambda s: jnp.repeat(s[None], run.repeats, axis=0), states)
+    return tuple(of_run(run) for run in self.runs())
+
+  @nn.compact
+  def __call__(self, x_BTD, states=None, segment_ids=None):
+    """Returns (x_BTD, states); no states come back where none went in."""
+    if self.remat not in REMAT:
+      raise ValueError(f"remat={self.remat!r} is unknown; choose from {', '.join(REMAT)}.")
+    context = ctx.first(self._init_carry(*x_BTD.shape[:2]))
+    scales = [jnp.asarray(s, jnp.float32)
+              for s in (self.placement.in_scale, self.placement.alpha)]
+    if self.placement.embed_norm:
+      x_BTD = self.norm(name="embed_norm")(x_BTD)
+    finals = []
+    for i, run in enumerate(self.runs()):
+      stop = run.first + run.period * run.repeats
+      of_run = [s[run.first:stop].reshape(run.repeats, run.period) for s in scales]
+      state = None if states is None else states[i]
+      kind, period = "layers", Period
+      if self.remat != "none":
+        period = nn.remat(Period, policy=REMAT[self.remat], prevent_cse=run.repeats == 1)
+      if run.repeats > 1:
+        kind = "scan"
+        period = nn.scan(
+            period, length=run.repeats, in_axes=(0, 0, nn.broadcast), out_axes=0,
+            variable_axes={True: 0}, split_rngs={True: True})
+      else:
+        of_run = [s[0] for s in of_run]
+      body = period(self._blocks(run), name=f"{kind}_{run.first}_to_{stop - 1}")
+      (x_BTD, context), final = body((x_BTD, context), state, of_run, segment_ids)
+      finals.append(final)
+    if self.placement.final_norm:
+      x_BTD = self.norm(name="final_norm")(x_BTD)
+    return x_BTD, None if states is None else tuple(finals)
+
+  def _blocks(self, run):
+    def block(layer):
+      place = self.placement
+      def make(name):
+        return Block(self.mixers[layer], self.channel, self.norm, place.pre[layer],
+                     place.out[layer], place.post[layer], self.dropout, self.train, name=name)
+      return make
+    return tuple(block(layer) for layer in range(run.first, run.first + run.period))
+
+  def _init_carry(self, batch, tokens):
+    """Collects the cross-layer states that layers declare, before the first layer."""
+    carry = {}
+    for make in dict.fromkeys([*self.mixers, self.channel]):
+      layer = make and make(parent=None)
+      if getattr(layer, "uses_context", False):
+        carry |= layer.init_carry(batch, tokens)
+    return carry
