@@ -11,7 +11,15 @@ def whole(name: str, value, least: int, most: int, why: str) -> None:
     raise ValueError(f"{name}={value!r:.200} must be a whole number from {least} to {most}; {why}.")
   if not least <= value <= most:
     side = f"at least {least}" if value < least else f"at most {most}"
-    raise ValueError(f"{name}={str(value)[:40]} must be {side}; {why}.")
+    # Python refuses to print numbers of thousands of digits.
+    shown = str(value) if abs(value) < 10**40 else "(more than 40 digits)"
+    raise ValueError(f"{name}={shown} must be {side}; {why}.")
+
+
+def real(name: str, value, least: float, most: float, why: str) -> None:
+  """Raises ValueError unless `value` is a number in [least, most]; nan is none."""
+  if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+    raise ValueError(f"{name}={value!r:.200} must be a number from {least} to {most}; {why}.")
 
 
 def words(name: str, value, why: str) -> None:
@@ -43,5 +51,5 @@ def cursor(split: str, step) -> int:
   """Checks the arguments of a host-side `batch` and returns the step as an int."""
   one_of("split", split, ("train", "validation"))
   step = operator.index(step)
-  whole("step", step, 0, 2**53, "it counts batches from 0")
+  whole("step", step, 0, 2**31 - 1, "it counts batches from 0")
   return step
