@@ -63,13 +63,13 @@ def _by_name(dataset: str, data_dir: str) -> Images:
   builder = prepared.open_prepared(dataset, data_dir)
   import tensorflow_datasets as tfds
 
-  features = builder.info.features
+  features = dict(builder.info.features)
   image, label = features.get("image"), features.get("label")
   if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
     raise ValueError(f"dataset={dataset!r} has the features {sorted(features)}, not an image and a "
                      "class label; choose a data set for classification.")
-  if None in image.shape or image.dtype != np.uint8:
-    raise ValueError(f"dataset={dataset!r} has images of {image.dtype} {image.shape}; one fixed size "
+  if None in image.shape or image.np_dtype != np.uint8:
+    raise ValueError(f"dataset={dataset!r} has images of {image.np_dtype} {image.shape}; one fixed size "
                      "and uint8 are needed, choose another data set.")
   keep = _IN_MEMORY // int(np.prod(image.shape))
   splits = {}

@@ -14,6 +14,7 @@ Language Models", 2023, appendix on MQAR.
 
 import dataclasses
 import functools
+import itertools
 from typing import ClassVar
 
 import jax
@@ -26,24 +27,34 @@ from research.tasks import keys
 # Dims: B batch, T tokens, N pairs, V vocabulary, G gaps.
 
 
-def draw(key, log_p, n: int):
-  """n of the indices of `log_p` without replacement, in the order of the draw."""
+def draw(noise, log_p, n: int):
+  """n of the indices of `log_p` without replacement, in the order of the draw.
+
+  Args:
+    noise: uniform in (0, 1), of the shape of log_p.
+    log_p: log probabilities, up to a constant.
+    n: how many.
+  """
   # The n largest of log p + Gumbel noise are exactly that.
-  return jax.lax.top_k(log_p + jax.random.gumbel(key, log_p.shape), n)[1]
+  return jax.lax.top_k(log_p - jnp.log(-jnp.log(noise)), n)[1]
 
 
 def example(key, *, vocab: int, tokens: int, pairs: int, power: float):
   """One sequence: inputs, labels and weights, each [T]."""
-  of_keys, of_values, of_gaps, of_filler = jax.random.split(key, 4)
-  key_N = 1 + draw(of_keys, jnp.zeros(vocab // 2 - 1), pairs)
-  value_N = vocab // 2 + draw(of_values, jnp.zeros(vocab - vocab // 2), pairs)
-  gap_G = jnp.arange((tokens - 2 * pairs) // 2, dtype=jnp.float32)
-  gap_N = draw(of_gaps, (power - 1.0) * jnp.log1p(gap_G), pairs)
+  half, gaps = vocab // 2, (tokens - 2 * pairs) // 2
+  # One call for all the noise: each call costs a second of compilation on a CPU.
+  ends = list(itertools.accumulate((half - 1, vocab - half, gaps)))
+  noise = jax.random.uniform(key, (ends[-1] + tokens,), minval=jnp.finfo(jnp.float32).tiny)
+  of_keys, of_values, of_gaps, of_filler = jnp.split(noise, ends)
 
-  inputs_T = jax.random.randint(of_filler, (tokens,), 0, vocab)
-  inputs_T = inputs_T.at[:2 * pairs].set(jnp.stack([key_N, value_N], axis=1).reshape(-1))
-  query_N = 2 * pairs + 2 * gap_N
-  inputs_T = inputs_T.at[query_N].set(key_N)
+  key_N = 1 + draw(of_keys, jnp.zeros(half - 1), pairs)
+  value_N = half + draw(of_values, jnp.zeros(vocab - half), pairs)
+  log_p_G = (power - 1.0) * jnp.log1p(jnp.arange(gaps, dtype=jnp.float32))
+  query_N = 2 * pairs + 2 * draw(of_gaps, log_p_G, pairs)
+
+  filler_T = (of_filler * vocab).astype(jnp.int32)
+  pairs_T = jnp.stack([key_N, value_N], axis=1).reshape(-1)
+  inputs_T = filler_T.at[:2 * pairs].set(pairs_T).at[query_N].set(key_N)
   labels_T = jnp.zeros(tokens, jnp.int32).at[query_N].set(value_N)
   return inputs_T, labels_T, jnp.zeros(tokens, jnp.float32).at[query_N].set(1.0)
 
@@ -74,7 +85,7 @@ class MultiQueryRecall:
     fields.whole("tokens", self.tokens, 4, 2**24, "it is the length of a sequence")
     fields.whole("pairs", self.pairs, 1, self.tokens // 4,
                  f"a pair takes 4 of the {self.tokens} tokens: key, value, and room for its query")
-    fields.whole("vocab", self.vocab, 2 * self.pairs + 2, 2**24,
+    fields.whole("vocab", self.vocab, 2 * self.pairs + 2, 2**20,
                  f"half of it without 0 must hold {self.pairs} keys")
     fields.real("power", self.power, 0.0, 100.0, "it shapes how soon a key is asked for")
     fields.batch(self.batch_size, self.seed, max(self.tokens, self.vocab))
