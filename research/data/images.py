@@ -69,8 +69,8 @@ def _by_name(dataset: str, data_dir: str) -> Images:
     raise ValueError(f"dataset={dataset!r} has the features {sorted(features)}, not an image and a "
                      "class label; choose a data set for classification.")
   if None in image.shape or image.np_dtype != np.uint8:
-    raise ValueError(f"dataset={dataset!r} has images of {image.np_dtype} {image.shape}; one fixed size "
-                     "and uint8 are needed, choose another data set.")
+    raise ValueError(f"dataset={dataset!r} has images of {image.np_dtype} {image.shape}; one fixed "
+                     "size and uint8 are needed, choose another data set.")
   keep = _IN_MEMORY // int(np.prod(image.shape))
   splits = {}
   for split, tfds_split in prepared.split_names(builder, dataset).items():
@@ -82,8 +82,10 @@ def _by_name(dataset: str, data_dir: str) -> Images:
     splits[split] = Examples(lambda i, held=held: (held(i)[0].astype(np.float32) / 255, held(i)[1]),
                              len(source))
   identity = {"dataset": builder.info.full_name, "version": str(builder.version),
-              "records": {s: e.count for s, e in splits.items()}, "sha256": prepared.digest(builder)}
-  return Images(splits["train"], splits["validation"], tuple(image.shape), label.num_classes, identity)
+              "records": {s: e.count for s, e in splits.items()},
+              "sha256": prepared.digest(builder)}
+  return Images(splits["train"], splits["validation"], tuple(image.shape), label.num_classes,
+                identity)
 
 
 def open_images(dataset: str = "digits", data_dir: str = "") -> Images:

@@ -42,6 +42,15 @@ def _newest(folder: pathlib.Path, wanted: str) -> pathlib.Path | None:
   return max(versions, key=lambda at: tuple(map(int, at.name.split("."))), default=None)
 
 
+def _check_classes(at: pathlib.Path, dataset: str) -> None:
+  # TFDS imports whatever class a features.json names; a data folder is not code.
+  features = (at / "features.json").read_text("utf-8")
+  for name in re.findall(r'"pythonClassName"\s*:\s*"([^"]*)"', features):
+    if not re.fullmatch(r"tensorflow_datasets\.core\.features\.[\w.]+", name, re.ASCII):
+      raise ValueError(f"dataset={dataset!r} in {os.fspath(at)!r} wants the class {name[:100]!r} "
+                       "to decode it; only tensorflow_datasets.core.features are trusted.")
+
+
 def open_prepared(dataset: str, data_dir: str = ""):
   """A TFDS builder for the prepared data set.
 
@@ -50,8 +59,8 @@ def open_prepared(dataset: str, data_dir: str = ""):
     data_dir: TFDS data folder; empty means $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
   Raises:
-    ValueError: not there, or stored in a format that needs TensorFlow; the
-      message has the command that prepares it.
+    ValueError: not there, or stored in a format that needs TensorFlow (the
+      message has the command that prepares it), or in need of foreign code.
   """
   check_name(dataset)
   root = data_root(data_dir)
@@ -63,6 +72,7 @@ def open_prepared(dataset: str, data_dir: str = ""):
   if at is None:
     raise ValueError(f"dataset={dataset!r} is not prepared in {os.fspath(root)!r}; "
                      f"{_how_to_get(dataset, root)}.")
+  _check_classes(at, dataset)
   import tensorflow_datasets as tfds
 
   builder = tfds.builder_from_directory(os.fspath(at))

@@ -3,9 +3,9 @@
 One record per file, {"path", "text"}, in the order of the paths. Which split a
 file belongs to is a hash of its path, so a file keeps its side when others come
 and go; about 5 % are validation. A file with more than 2.5 % of all bytes is
-always for training: validation is to be many files, not one. Beside the records lies `content.json`: record
-lengths and a sha256 over all paths and texts, which is what a checkpoint
-remembers of the data. TensorFlow is not needed for any of it.
+always for training: validation is to be many files, not one. Beside the records
+lies `content.json`: record lengths and a sha256 over all paths and texts, which
+is what a checkpoint remembers of the data. None of it needs TensorFlow.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,8 @@ class Piece:
 
 def fraction(path: str) -> float:
   """A number in [0, 1) that depends on `path` and nothing else."""
-  return int.from_bytes(hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()[:6]) / 2**48
+  digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()
+  return int.from_bytes(digest[:6]) / 2**48
 
 
 def listing(folder: pathlib.Path) -> list[tuple[str, int, int]]:
@@ -94,6 +95,11 @@ def builder(splits: dict[str, Iterator[dict[str, Any]]], data_dir: pathlib.Path,
   """A TFDS builder of `{"path", "text"}` records for the given iterators."""
   import tensorflow_datasets as tfds
 
+  class Info(tfds.core.DatasetInfo):
+
+    def initialize_from_bucket(self):
+      """Looks nowhere: no bucket in the network knows these files."""
+
   class Text(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Files of text, one per record."""
 
@@ -102,8 +108,8 @@ def builder(splits: dict[str, Iterator[dict[str, Any]]], data_dir: pathlib.Path,
 
     def _info(self):
       features = {"path": tfds.features.Text(), "text": tfds.features.Text()}
-      return tfds.core.DatasetInfo(builder=self, disable_shuffling=True,
-                                   features=tfds.features.FeaturesDict(features))
+      return Info(builder=self, disable_shuffling=True,
+                  features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager):
       return splits

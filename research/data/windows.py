@@ -35,7 +35,8 @@ def pieces_per_row(records: Records, tokens: int) -> int:
   if records.lengths_R is None:
     mean = min(records.mean - 1, tokens)
   else:
-    mean = np.maximum(records.lengths_R - 1, 0).sum() / count_pieces(records.lengths_R, tokens).sum()
+    places = np.maximum(records.lengths_R - 1, 0).sum()
+    mean = places / count_pieces(records.lengths_R, tokens).sum()
   return 1 if mean >= _LOOSE * tokens else math.ceil(tokens / max(mean, 1.0))
 
 

@@ -15,7 +15,8 @@ def _shown(value) -> str:
 def whole(name: str, value, least: int, most: int, why: str) -> None:
   """Raises ValueError unless `value` is a whole number in [least, most]."""
   if isinstance(value, bool) or not isinstance(value, int):
-    raise ValueError(f"{name}={_shown(value)} must be a whole number from {least} to {most}; {why}.")
+    raise ValueError(f"{name}={_shown(value)} must be a whole number from {least} to {most}; "
+                     f"{why}.")
   if not least <= value <= most:
     side = f"at least {least}" if value < least else f"at most {most}"
     raise ValueError(f"{name}={_shown(value)} must be {side}; {why}.")
@@ -30,7 +31,8 @@ def real(name: str, value, least: float, most: float, why: str) -> None:
 def words(name: str, value, why: str) -> None:
   """Raises ValueError unless `value` is a string that a file name can hold."""
   if not isinstance(value, str) or "\0" in value or len(value) > 4096:
-    raise ValueError(f"{name}={_shown(value)} must be text without NUL of at most 4096 characters; {why}.")
+    raise ValueError(f"{name}={_shown(value)} must be text without NUL of at most 4096 "
+                     f"characters; {why}.")
 
 
 def one_of(name: str, value, names: tuple[str, ...]) -> None:

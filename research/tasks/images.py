@@ -102,4 +102,5 @@ class Images:
   def fingerprint(self) -> dict:
     """Identity of the data and of its order."""
     order = [int(self._order[i]) for i in range(8)]
-    return self._images.identity | {"batch_size": self.batch_size, "seed": self.seed, "order": order}
+    return self._images.identity | {"batch_size": self.batch_size, "seed": self.seed,
+                                    "order": order}

@@ -55,8 +55,8 @@ class Bytes:
       records = getattr(text, split)
       places = int(records.count * max(records.mean - 1, 0))
       if places < self.tokens:
-        raise ValueError(f"tokens={self.tokens} is more than the {places} bytes that {split} has to "
-                         f"learn from in {self.path or self.dataset!r:.200}; use fewer tokens or more text.")
+        raise ValueError(f"tokens={self.tokens} is more than the {places} bytes that {split} has "
+                         f"in {self.path or self.dataset!r:.200}; use fewer tokens or more text.")
     return text
 
   @functools.cached_property

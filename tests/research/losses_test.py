@@ -13,7 +13,8 @@ accuracy = jax.jit(losses.accuracy)
 def _inputs(B=3, T=5, V=7, scale=4.0):
   draw = np.random.default_rng(0)
   logits = (scale * draw.standard_normal((B, T, V))).astype(np.float32)
-  return logits, draw.integers(0, V, (B, T)).astype(np.int32), draw.integers(0, 3, (B, T)).astype(np.float32)
+  labels = draw.integers(0, V, (B, T)).astype(np.int32)
+  return logits, labels, draw.integers(0, 3, (B, T)).astype(np.float32)
 
 
 def test_cross_entropy_is_minus_log_probability():
@@ -52,7 +53,8 @@ def test_large_scores_stay_finite_and_bfloat16_is_summed_in_float32():
   assert total == 2e4 and weight == 1
   # In bfloat16 the count would stop at 256.
   ones = jnp.ones((1000,), jnp.bfloat16)
-  total, weight = accuracy(jnp.tile(jnp.array([0, 1], jnp.bfloat16), (1000, 1)), np.ones(1000, np.int32), ones)
+  logits = jnp.tile(jnp.array([0, 1], jnp.bfloat16), (1000, 1))
+  total, weight = accuracy(logits, np.ones(1000, np.int32), ones)
   assert total == weight == 1000 and total.dtype == jnp.float32
 
 

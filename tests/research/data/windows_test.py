@@ -14,7 +14,8 @@ def _records(*lengths, measured=True):
   ends = np.cumsum((0,) + lengths)
   held = [np.arange(a, b) for a, b in zip(ends, ends[1:])]
   lengths_R = np.array(lengths, np.int64)
-  return Records(held.__getitem__, len(held), lengths_R if measured else None, float(lengths_R.mean()))
+  mean = float(lengths_R.mean())
+  return Records(held.__getitem__, len(held), lengths_R if measured else None, mean)
 
 
 def _labels(row_3T):
@@ -61,7 +62,8 @@ def test_places_are_met_equally_often_whatever_the_length_of_their_file():
   records = _records(*[200, 17, 9, 2] * copies)
   rows = windows.training_rows(records, T, seed=0)
   n = windows.count_pieces(records.lengths_R, T).sum()
-  met = np.bincount(np.concatenate([_labels(rows[i]) for i in range(n * epochs)]), minlength=228 * copies)
+  places = np.concatenate([_labels(rows[i]) for i in range(n * epochs)])
+  met = np.bincount(places, minlength=228 * copies)
   met = met.reshape(copies, 228).mean(0) / epochs
   long, short = met[1:200], np.concatenate([met[201:217], met[218:226], met[227:]])
   assert np.all(short == 1)  # one piece, all of it, every epoch
@@ -73,6 +75,11 @@ def test_places_are_met_equally_often_whatever_the_length_of_their_file():
 def test_training_rows_are_full_where_the_record_allows():
   rows = windows.training_rows(_records(1000, 500), 16, seed=0)
   assert all(np.all(rows[i][2] == 0) for i in range(200))
+
+
+def test_training_windows_begin_anywhere():
+  rows = windows.training_rows(_records(1000), 16, seed=0)
+  assert {int(rows[i][0, 0]) % 16 for i in range(400)} == set(range(16))
 
 
 def test_a_label_is_the_next_place_of_the_same_record():
@@ -104,7 +111,8 @@ def test_what_does_not_fit_is_cut_and_what_is_left_is_padding():
   row = windows.pack([np.arange(4), np.arange(10, 11), np.arange(20, 29)], 8)
   np.testing.assert_array_equal(row, [[0, 1, 2, 20, 21, 22, 23, 24], [1, 2, 3, 21, 22, 23, 24, 25],
                                       [0, 0, 0, 2, 2, 2, 2, 2]])
-  np.testing.assert_array_equal(windows.pack([np.arange(3)], 4), [[0, 1, 0, 0], [1, 2, 0, 0], [0, 0, -1, -1]])
+  row = windows.pack([np.arange(3)], 4)
+  np.testing.assert_array_equal(row, [[0, 1, 0, 0], [1, 2, 0, 0], [0, 0, -1, -1]])
 
 
 def test_records_too_many_to_measure_give_a_window_each():

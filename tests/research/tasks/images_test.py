@@ -34,8 +34,10 @@ def tiny(tmp_path):
     url_infos = {}
 
     def _info(self):
-      return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, features=tfds.features.FeaturesDict({
-          "image": tfds.features.Image(shape=(4, 6, 3)), "label": tfds.features.ClassLabel(num_classes=3)}))
+      features = tfds.features.FeaturesDict({
+          "image": tfds.features.Image(shape=(4, 6, 3)),
+          "label": tfds.features.ClassLabel(num_classes=3)})
+      return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, features=features)
 
     def _split_generators(self, dl_manager):
       return {"train": self._generate_examples(0, 20), "test": self._generate_examples(20, 30)}
@@ -95,7 +97,7 @@ def test_a_tfds_image_set_is_read_by_name(tiny, layout, shape):
   assert task.model_fields() == {"classes": 3}
   for split, own in (("train", range(20)), ("validation", range(20, 30))):
     inputs, labels = _rows(task, split)
-    want = images.tokens((PIXELS[own] / np.float32(255)).astype(np.float32), 2 if layout == "patches" else 1)
+    want = images.tokens(PIXELS[own] / np.float32(255), 2 if layout == "patches" else 1)
     assert inputs.shape[1:] == shape
     got = {x.tobytes(): label for x, label in zip(inputs, labels)}
     assert got == {x.tobytes(): i % 3 for x, i in zip(want, own)}

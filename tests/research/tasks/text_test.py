@@ -3,6 +3,7 @@
 import functools
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -33,7 +34,8 @@ def test_a_pass_of_validation_scores_every_byte_once(folder):
   n = task.batches("validation")
   weight = sum(task.batch("validation", i)["weights"].sum() for i in range(n))
   assert weight == sum(p.size - 1 for p in held_out)
-  np.testing.assert_array_equal(task.batch("validation", n)["inputs"], task.batch("validation", 0)["inputs"])
+  again, first = task.batch("validation", n), task.batch("validation", 0)
+  np.testing.assert_array_equal(again["inputs"], first["inputs"])
 
 
 def test_labels_are_the_bytes_after_the_inputs(folder):
@@ -50,7 +52,8 @@ def test_no_training_row_shows_a_held_out_file(folder):
   held_out = [(folder / p.path).read_bytes() for p in text_files.split(
       [text_files.Piece(p, "", 0, n) for p, n, _ in text_files.listing(folder)])["validation"]]
   for step in range(2 * task.batches("train")):
-    for row, weights in zip(task.batch("train", step)["inputs"], task.batch("train", step)["weights"]):
+    batch = task.batch("train", step)
+    for row, weights in zip(batch["inputs"], batch["weights"]):
       if weights.sum() > 12:  # shorter ones may be found anywhere
         assert not any(bytes(row[:12].astype(np.uint8)) in text for text in held_out)
 
@@ -83,6 +86,16 @@ def test_a_set_stored_as_tfrecord_is_refused_with_the_command(sentences):
   info.write_text(info.read_text().replace("array_record", "tfrecord"))
   with pytest.raises(ValueError, match="stored as tfrecord, which cannot be read without TensorFlow"):
     Bytes(dataset="tiny_sentences", data_dir=sentences).batch("train", 0)
+
+
+def test_a_data_folder_cannot_have_code_imported(sentences):
+  features = pathlib.Path(sentences) / "tiny_sentences" / "1.0.0" / "features.json"
+  text = features.read_text()
+  assert "tensorflow_datasets.core.features.text_feature.Text" in text
+  features.write_text(text.replace("tensorflow_datasets.core.features.text_feature.Text", "antigravity.Text"))
+  with pytest.raises(ValueError, match="wants the class 'antigravity.Text'"):
+    Bytes(dataset="tiny_sentences", data_dir=sentences).batch("train", 0)
+  assert "antigravity" not in sys.modules
 
 
 def test_a_set_with_a_train_split_alone_holds_out_its_end(tmp_path):
