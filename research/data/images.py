@@ -59,6 +59,16 @@ def _digits() -> Images:
   return Images(examples("train"), examples("validation"), images_NHWC.shape[1:], 10, identity)
 
 
+def _reader(source, keep: int) -> Callable[[int], tuple[np.ndarray, int]]:
+  held = functools.lru_cache(maxsize=keep)(source.__getitem__)
+
+  def read(i: int) -> tuple[np.ndarray, int]:
+    record = held(i)
+    return record["image"].astype(np.float32) / 255, int(record["label"])
+
+  return read
+
+
 def _by_name(dataset: str, data_dir: str) -> Images:
   builder = prepared.open_prepared(dataset, data_dir)
   import tensorflow_datasets as tfds
@@ -77,10 +87,7 @@ def _by_name(dataset: str, data_dir: str) -> Images:
     source = builder.as_data_source(split=tfds_split)
     if not len(source):
       raise ValueError(f"dataset={dataset!r} has no records in its split {tfds_split!r}.")
-    decode = lambda i, source=source: (source[i]["image"], int(source[i]["label"]))
-    held = functools.lru_cache(maxsize=keep)(decode)
-    splits[split] = Examples(lambda i, held=held: (held(i)[0].astype(np.float32) / 255, held(i)[1]),
-                             len(source))
+    splits[split] = Examples(_reader(source, keep), len(source))
   identity = {"dataset": builder.info.full_name, "version": str(builder.version),
               "records": {s: e.count for s, e in splits.items()},
               "sha256": prepared.digest(builder)}
