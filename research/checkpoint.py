@@ -3,7 +3,7 @@
 Saving returns after the copy to the host; a thread waits for orbax, hashes and signs the files, and only then
 deletes old steps. Plain orbax restores flipped bits and casts dtypes without a word, so before it may read, every
 file is verified (research/manifest.py) and every shape and dtype compared. Damaged steps are set aside
-(research/steps.py) and the newest good one is used. This is the only file that knows orbax.
+(research/steps.py) and the newest good one is used. Only this file knows orbax.
 """
 
 import hashlib
@@ -118,7 +118,7 @@ class Checkpoints:
     if step == _NEVER:
       return None
     if step == _ALL_BAD:
-      raise CheckpointError(f"nothing in {str(self._root)!r} verifies (see quarantine/); use a copy or a new --workdir.")
+      raise CheckpointError(f"nothing in {str(self._root)!r} verifies (see quarantine/); try a new --workdir.")
     body = manifest.read(self._root, step)
     _check_identity(step, body["identity"], self._identity, allow_new_data)
     named = leaves.named_leaves(abstract_state)
