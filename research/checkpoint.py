@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from research import leaves
 from research import manifest
+from research import quiet
 from research import steps
 
 _NEVER, _ALL_BAD = -1, -2
@@ -52,8 +53,7 @@ class Checkpoints:
     self._cleaned = False
     self._saved = set(steps.existing(self._root))
     self.error = None
-    # Orbax reports each save in some thirty INFO lines, and failures with tracebacks: ours is one line.
-    logging.get_absl_logger().addFilter(_drop_orbax)
+    quiet.silence_orbax()
     self._orbax = _new_orbax()
 
   def save(self, step: int, state) -> None:
@@ -192,10 +192,6 @@ def _check_tree(step, theirs, named):
 def _new_orbax():
   # Directories made in the background would appear after a failed save was cleaned up.
   return ocp.StandardCheckpointer(async_options=ocp.AsyncOptions(create_directories_asynchronously=False))
-
-
-def _drop_orbax(record):
-  return "/orbax/" not in record.pathname
 
 
 def _line(error):

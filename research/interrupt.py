@@ -56,7 +56,7 @@ class Interrupt:
     self._keyboard += number == signal.SIGINT
     name = signal.Signals(number).name
     if self._keyboard == 3:
-      _say(f"{name} for the third time: leaving without a save; the last complete checkpoint stays.")
+      _say(f"{name}: the third, leaving without a save; the last complete checkpoint stays.")
       os._exit(exit_codes.CRASH)
     if self.requested:
       _say(f"{name}: already stopping, the save goes on.")

@@ -56,6 +56,9 @@ def begin(root, step: int):
   """Marks a step as being written, after setting aside whatever stands in its place."""
   root = pathlib.Path(root)
   root.mkdir(parents=True, exist_ok=True)
+  # A save that failed may have gone on writing after it was removed; now nothing of it runs.
+  for folder in root.glob("*.orbax-checkpoint-tmp*"):
+    shutil.rmtree(folder, ignore_errors=True)
   if os.path.lexists(root / str(step)):
     quarantine(root, step, "no-manifest")
   _marker(root, step).touch()
