@@ -43,8 +43,16 @@ class Chunk(NamedTuple):
 def dot(a, b):
   """a @ b with at least float32 accumulation; float32 operands are never rounded to bfloat16."""
   precision = lax.Precision.HIGHEST if a.dtype.itemsize >= 4 else lax.Precision.DEFAULT
-  return jnp.matmul(a, b, precision=precision,
-                    preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
+  wide = jnp.promote_types(a.dtype, jnp.float32)
+  # XLA's CPU matmul library aborts the process at rank 8, which a vmap or two would reach.
+  batch, a, b = a.shape[:-2], flatten(a), flatten(b)
+  ab = jnp.matmul(a, b, precision=precision, preferred_element_type=wide)
+  return ab.reshape(*batch, *ab.shape[-2:])
+
+
+def flatten(x):
+  """Merges all leading axes into one; matrices stay matrices."""
+  return x if x.ndim <= 3 else x.reshape(-1, *x.shape[-2:])
 
 
 def transpose(x):
@@ -91,13 +99,11 @@ def weigh(q_CK, k_CK, g_CW, beta_C1, segment_C1, carried_11, *, scale, sub_block
   erase_CC = None
   vector = g_CW is not None and g_CW.shape[-1] > 1
   if vector:
-    rows = q_CK[..., None, :, :]
-    if beta_C1 is not None:
-      rows = jnp.stack([q_CK, k_CK], axis=-3)
+    rows = (q_CK,) if beta_C1 is None else (q_CK, k_CK)
     scores = vector_scores(rows, k_CK, G_CW, sub_block)
-    mix_CC = _lower(scores[..., 0, :, :] * scale, same_CC, strict=False)
+    mix_CC = _lower(scores[0] * scale, same_CC, strict=False)
     if beta_C1 is not None:
-      erase_CC = _lower(scores[..., 1, :, :] * beta_C1, same_CC, strict=True)
+      erase_CC = _lower(scores[1] * beta_C1, same_CC, strict=True)
   elif g_CW is None:
     mix_CC = _lower(dot(q_CK, transpose(k_CK)) * scale, same_CC, strict=False)
     if beta_C1 is not None:
@@ -141,28 +147,30 @@ def cumulative(g_CW):
   return dot(ones_CC, g_CW)
 
 
-def vector_scores(x_MCK, k_CK, G_CK, sub_block=SUB_BLOCK):
-  """sum_d x_id k_jd exp(G_id - G_jd) for i >= j, zero above, for each of the M row sets.
+def vector_scores(rows_CK, k_CK, G_CK, sub_block=SUB_BLOCK):
+  """sum_d x_id k_jd exp(G_id - G_jd) for i >= j, zero above, for each x in the tuple `rows_CK`.
 
   A block is cut in halves. Its lower left quarter is a matmul of x exp(G_i - G_n) and k exp(G_n - G_j)
   with n the first row of the lower half, so both exponents are <= 0; its two diagonal quarters are
   cut again, down to `sub_block` rows, which are formed entry by entry.
   """
-  C = k_CK.shape[-2]
+  C, K = k_CK.shape[-2:]
   if C <= sub_block:
-    return _pairwise(x_MCK, k_CK, G_CK)
-  halves = lambda x: x.reshape(*x.shape[:-2], 2, C // 2, x.shape[-1])
-  k_2CK, G_2CK, x_M2CK = halves(k_CK), halves(G_CK), halves(x_MCK)
-  x_2MCK = jnp.swapaxes(x_M2CK, -3, -4)
-  diagonal = vector_scores(x_2MCK, k_2CK, G_2CK, sub_block)
+    return _pairwise(rows_CK, k_CK, G_CK)
+  batch, h = k_CK.shape[:-2], C // 2
+  halves = lambda x: x.reshape(-1, h, K)
+  diagonals = vector_scores(tuple(map(halves, rows_CK)), halves(k_CK), halves(G_CK), sub_block)
 
   # The product does not depend on the reference row, so neither does its gradient.
-  middle_1K = lax.stop_gradient(G_2CK[..., 1, :1, :])
-  x_low = x_M2CK[..., 1, :, :] * jnp.exp(G_2CK[..., 1, :, :] - middle_1K)[..., None, :, :]
-  k_high = k_2CK[..., 0, :, :] * jnp.exp(middle_1K - G_2CK[..., 0, :, :])
-  k_high = jnp.broadcast_to(k_high[..., None, :, :], x_low.shape)
-  corner = dot(x_low.astype(k_CK.dtype), transpose(k_high.astype(k_CK.dtype)))
-  return _assemble(diagonal[..., 0, :, :, :], corner, diagonal[..., 1, :, :, :])
+  middle_1K = lax.stop_gradient(G_CK[..., h:h + 1, :])
+  decay_low = jnp.exp(G_CK[..., h:, :] - middle_1K)
+  k_high = transpose((k_CK[..., :h, :] * jnp.exp(middle_1K - G_CK[..., :h, :])).astype(k_CK.dtype))
+  scores = []
+  for x_CK, diagonal in zip(rows_CK, diagonals):
+    corner = dot((x_CK[..., h:, :] * decay_low).astype(k_CK.dtype), k_high)
+    diagonal = diagonal.reshape(*batch, 2, h, h)
+    scores.append(_assemble(diagonal[..., 0, :, :], corner, diagonal[..., 1, :, :]))
+  return tuple(scores)
 
 
 def solve(erase_CC, r_CV):
@@ -200,14 +208,14 @@ def unit_lower_inverse(a_CC, base=16):
   """
   C = a_CC.shape[-1]
   if C <= base:
-    return _masked_merge(a_CC)
+    return masked_merge(a_CC)
   h = C // 2
-  inverse = unit_lower_inverse(jnp.stack([a_CC[..., :h, :h], a_CC[..., h:, h:]], axis=-3), base)
-  x, y = inverse[..., 0, :, :], inverse[..., 1, :, :]
+  x_y = unit_lower_inverse(jnp.stack([a_CC[..., :h, :h], a_CC[..., h:, h:]]), base)
+  x, y = x_y[0], x_y[1]
   return _assemble(x, -dot(dot(y, a_CC[..., h:, :h]), x), y)
 
 
-def _masked_merge(a_CC):
+def masked_merge(a_CC):
   """The same merge on the whole matrix at once: masks instead of slices, for small or tiled blocks."""
   row, col = _iotas(a_CC.shape)
   inverse_CC = (row == col).astype(a_CC.dtype)
@@ -219,12 +227,12 @@ def _masked_merge(a_CC):
   return inverse_CC
 
 
-def _pairwise(x_MCK, k_CK, G_CK):
+def _pairwise(rows_CK, k_CK, G_CK):
   row, col = _iotas((*G_CK.shape[:-1], G_CK.shape[-2]))
   gap_CCK = G_CK[..., :, None, :] - G_CK[..., None, :, :]
   decay_CCK = jnp.exp(jnp.where((row >= col)[..., None], gap_CCK, -jnp.inf))
   decayed_CCK = k_CK[..., None, :, :] * decay_CCK
-  return jnp.sum(x_MCK[..., :, None, :] * decayed_CCK[..., None, :, :, :], axis=-1)
+  return tuple(jnp.sum(x_CK[..., :, None, :] * decayed_CCK, axis=-1) for x_CK in rows_CK)
 
 
 def _assemble(upper_left, lower_left, lower_right):
