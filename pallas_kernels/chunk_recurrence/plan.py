@@ -1,0 +1,91 @@
+"""The static half of a call: which rule, which chunk length, which backend.
+
+A `Plan` is hashable, so it is a jit-static argument and the key of the tables of measured defaults.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# Dims: B batch, T tokens, H value heads, G key heads, K key width, V value width, C chunk, N chunks.
+
+# Largest chunk length whose backward was fastest; see default_chunk.
+CPU_CHUNK = {False: 64, True: 32}
+ACCELERATOR_CHUNK = {False: 128, True: 64}
+
+
+class Inputs(NamedTuple):
+  """The arrays of one call, in the one form that every backend accepts.
+
+  Attributes:
+    q, k: [B,T,G,K], key heads G dividing the value heads H.
+    v: [B,T,H,V].
+    g: log decay, None, [B,T,H] or [B,T,H,K], in the dtype of the state.
+    beta: write strength [B,T,H] or None, in the dtype of the state.
+    state: [B,H,K,V] before the first processed token.
+    segments: int32 [B,T] or None. Equal neighbours belong together; no padding ids are left.
+  """
+
+  q: jax.Array
+  k: jax.Array
+  v: jax.Array
+  g: jax.Array | None
+  beta: jax.Array | None
+  state: jax.Array
+  segments: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What is known before any value is.
+
+  Attributes:
+    decay: "none", "scalar" (one log decay per token and head) or "vector" (one per key channel).
+    delta: whether a write first erases what its key recalls.
+    packed: whether there are segment ids.
+    B, T, H, G, K, V: the sizes of `Inputs`.
+    dtype: name of the dtype of q, k, v, o.
+    scale: factor on the queries.
+    chunk: tokens per chunk, a power of two.
+    reverse: whether tokens are taken last to first.
+    precision: "mixed" feeds matmuls in `dtype`, "highest" in float32.
+    save_states: "save" keeps one state per chunk for the backward, "recompute" keeps none.
+    forward, backward: names of the backends.
+  """
+
+  decay: str
+  delta: bool
+  packed: bool
+  B: int
+  T: int
+  H: int
+  G: int
+  K: int
+  V: int
+  dtype: str
+  scale: float
+  chunk: int
+  reverse: bool
+  precision: str
+  save_states: str
+  forward: str
+  backward: str
+
+  @property
+  def chunks(self) -> int:
+    """N, the number of chunks, the last one padded."""
+    return -(-self.T // self.chunk)
+
+  @property
+  def state_dtype(self) -> Any:
+    """float32, or float64 when the inputs are float64."""
+    return jnp.promote_types(self.dtype, jnp.float32)
+
+
+def default_chunk(decay: str, delta: bool, K: int, V: int, T: int, platform: str) -> int:
+  """Chunk length that trained fastest on `platform`, never above the next power of two of T."""
+  del decay, K, V
+  table = CPU_CHUNK if platform == "cpu" else ACCELERATOR_CHUNK
+  return min(table[delta], 1 << max(T - 1, 0).bit_length())
