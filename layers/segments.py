@@ -1,6 +1,7 @@
 """Packed rows: several documents in one row, told apart by `segment_ids_BT`.
 
-Equal ids belong together, negative ids are padding. A state that comes in
+Equal ids belong together, negative ids are padding, which stands between
+documents and never inside one. A state that comes in
 belongs to the row's first real segment, the state that goes out to its last
 real one; trailing padding leaves that state alone. These few facts are all that
 a mixer needs to keep documents apart.

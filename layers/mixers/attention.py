@@ -42,8 +42,7 @@ def visible(position_BT, position_BS, *, causal=True, window=0, ids_BT=None, ids
 def extend_cache(cache, k_BTGK, v_BTGK, ids_BT):
   """Appends new keys and values; returns (line of M + T tokens, cache of the last M real ones).
 
-  A cache is a dict of k_BMGK, v_BMGK, live_BM (which slots hold a token of the
-  running segment) and seen_B (tokens so far).
+  A cache holds k_BMGK, v_BMGK and live_BM: which slots hold a token of the running segment.
   """
   M = cache["live_BM"].shape[1]
   old_BM = jnp.where(cache["live_BM"], segments.first_segment(ids_BT)[:, None], -1)
@@ -53,10 +52,12 @@ def extend_cache(cache, k_BTGK, v_BTGK, ids_BT):
   count_B = segments.tokens_to_last(ids_BT)
   last_B1 = jnp.take_along_axis(line["ids_BS"], M - 1 + count_B[:, None], axis=1)
   kept_BM = segments.window(line["ids_BS"], count_B, M)
-  return line, dict(k_BMGK=segments.window(line["k_BSGK"], count_B, M),
-                    v_BMGK=segments.window(line["v_BSGK"], count_B, M),
-                    live_BM=(kept_BM == last_B1) & (kept_BM >= 0),
-                    seen_B=cache["seen_B"] + count_B)
+  live_BM = (kept_BM == last_B1) & (kept_BM >= 0)
+  # Dead slots are zero, so that equal histories leave equal states.
+  keep = lambda line_BSGK: jnp.where(
+      live_BM[..., None, None], segments.window(line_BSGK, count_B, M), 0)
+  return line, dict(k_BMGK=keep(line["k_BSGK"]), v_BMGK=keep(line["v_BSGK"]),
+                    live_BM=live_BM)
 
 
 class Attention(nn.Module):
@@ -113,12 +114,12 @@ class Attention(nn.Module):
       q_BTHK, k_BTGK = rms_norm(q_BTHK), rms_norm(k_BTGK)
 
     seen_B = jnp.zeros(B, jnp.int32) if state is None else state["seen_B"]
-    position_BT = seen_B[:, None] + jnp.arange(T)[None]
+    ids_BT = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
+    position_BT, now_B = segments.positions(ids_BT, seen_B)
     if self.rope_theta:
       q_BTHK = rope.rotate(q_BTHK, position_BT, self.rope_theta)
       k_BTGK = rope.rotate(k_BTGK, position_BT, self.rope_theta)
 
-    ids_BT = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
     cache = self.init_state(B) if state is None else state
     line, cache = extend_cache(cache, k_BTGK, v_BTGK, ids_BT)
     if state is None:  # nothing lies before the row: leave the empty slots out
@@ -128,11 +129,12 @@ class Attention(nn.Module):
                        ids_BT=segment_ids, ids_BS=segment_ids)
     else:
       k_BSGK, v_BSGK = line["k_BSGK"], line["v_BSGK"]
-      position_BS = seen_B[:, None] + jnp.arange(-self.max_tokens, T)[None]
+      cached_BM = seen_B[:, None] + jnp.arange(-self.max_tokens, 0)[None]
+      position_BS = jnp.concatenate([cached_BM, position_BT], axis=1)
       mask = visible(position_BT, position_BS, window=self.window,
                      ids_BT=ids_BT, ids_BS=line["ids_BS"])
     y_BTHK = jax.nn.dot_product_attention(
         q_BTHK, k_BSGK, v_BSGK, mask=mask, is_causal=causal and mask is None)
     y_BTD = nn.DenseGeneral(D, axis=(-2, -1), use_bias=False, dtype=self.dtype,
                             name="out")(y_BTHK)
-    return y_BTD, cache
+    return y_BTD, dict(cache, seen_B=now_B)

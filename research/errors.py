@@ -1,0 +1,22 @@
+"""The one exception that means: the user's configuration is at fault."""
+
+import difflib
+
+
+class ConfigError(ValueError):
+  """One line with the key, the value, the rule and the way out; ends a command with exit 2."""
+
+
+def shown(value) -> str:
+  """Returns the value as a message may quote it: its repr, cut to 200 characters."""
+  text = repr(value)
+  return text if len(text) <= 200 else text[:197] + "..."
+
+
+def nearest(name: str, known) -> str:
+  """Returns "did you mean 'x'?" for the closest known name, else the list of all."""
+  known = sorted(known)
+  close = difflib.get_close_matches(name[:200], known, n=1)
+  if close:
+    return f"did you mean {close[0]!r}?"
+  return f"known: {', '.join(known)}." if known else "nothing is known here."

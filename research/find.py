@@ -1,0 +1,64 @@
+"""Finds a class by its path: "gla.GLA" among the mixers is class GLA of layers/mixers/gla.py.
+
+No registry: a new file is found because it lies where its kind lives. A name
+can only ever lead into these folders, so a config cannot import anything else.
+The keys of a config node beside `name` are the fields of the class.
+"""
+
+import ast
+import dataclasses
+import functools
+import importlib
+import pathlib
+import re
+
+from research.errors import ConfigError, nearest, shown
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# Kind of node -> the folder its classes live in. A field of a class that holds
+# another layer (a memory over a mixer, say) is named after its kind as well.
+PLACES = {
+    "model": "layers",
+    "mixer": "layers/mixers",
+    "norm": "layers/norms",
+    "channel": "layers/channel",
+    "task": "research/tasks",
+}
+
+
+@functools.cache
+def names(kind: str) -> tuple[str, ...]:
+  """Returns "file.Class" for every public class of that kind, read without importing."""
+  found = []
+  for path in sorted((ROOT / PLACES[kind]).glob("*.py")):
+    classes = [node for node in ast.parse(path.read_text("utf-8")).body
+               if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    found += [f"{path.stem}.{c.name}" for c in classes if kind != "model" or _takes_stack(c)]
+  return tuple(found)
+
+
+def _takes_stack(node: ast.ClassDef) -> bool:
+  """Models share their folder with their parts; what tells them is the field `stack`."""
+  return any(isinstance(line, ast.AnnAssign) and getattr(line.target, "id", "") == "stack"
+             for line in node.body)
+
+
+def find(kind: str, name: str, key: str):
+  """Returns the class called `name`; `key` is where the config says so.
+
+  Raises:
+    ConfigError: no such class of that kind; names the nearest one.
+  """
+  well_formed = isinstance(name, str) and re.fullmatch(r"[a-z0-9_]{1,80}\.[A-Z]\w{0,80}", name)
+  if not well_formed or name not in names(kind):
+    raise ConfigError(f"{key}={shown(name)} is no class under {PLACES[kind]}/; "
+                      f"{nearest(str(name), names(kind))}")
+  file, class_name = name.split(".")
+  return getattr(importlib.import_module(f"{PLACES[kind].replace('/', '.')}.{file}"), class_name)
+
+
+def fields(cls) -> dict[str, dataclasses.Field]:
+  """Returns the fields of a class that a config node may set."""
+  hidden = ("parent", "name")
+  return {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in hidden}
