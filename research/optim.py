@@ -1,0 +1,120 @@
+"""The optimizer of a config: an optax rule by name, a schedule, clipping.
+
+`config.optim.name` is a function of optax or optax.contrib that takes
+`learning_rate`; the node's other keys are its arguments. The learning rate
+rises linearly from 0 to `lr` over `warmup` steps, then follows `schedule` to
+`final * lr` at step `steps`. Weight decay touches matrices only.
+"""
+
+import inspect
+
+import jax
+import optax
+from optax import contrib
+
+from research import parameters
+from research.errors import ConfigError, nearest, shown
+
+# Keys of config.optim that are ours; every other key is an argument of the rule.
+OURS = ("name", "lr", "schedule", "warmup", "steps", "final", "clip", "accumulate")
+# Rules whose update wants the loss, its curvature or per-example gradients as well.
+NEED_MORE = ("lbfgs", "momo", "momo_adam", "sophia", "dpsgd", "noisy_sgd")
+SCHEDULES = ("constant", "cosine", "linear")
+
+
+def rules() -> list[str]:
+  """Returns the names that config.optim.name may take."""
+  found = []
+  for module in (optax, contrib):
+    for name in dir(module):
+      make = getattr(module, name)
+      if inspect.isfunction(make) and "learning_rate" in inspect.signature(make).parameters:
+        found.append(name)
+  return [n for n in found if n not in NEED_MORE and not n.startswith("_")]
+
+
+def arguments(name: str, key: str) -> dict:
+  """Returns the arguments of a rule that a config may set, with their defaults."""
+  if name not in rules():
+    raise ConfigError(f"{key}={shown(name)} is no optimizer of optax; {nearest(str(name), rules())}")
+  make = getattr(optax, name, None) or getattr(contrib, name)
+  skipped = ("learning_rate", "mask", "weight_decay_mask", "muon_weight_dimension_numbers")
+  return {k: p.default for k, p in inspect.signature(make).parameters.items() if k not in skipped}
+
+
+def schedule_of(optim) -> optax.Schedule:
+  """Returns the learning rate as a function of the step."""
+  key = "config.optim"
+  lr, warmup, steps = optim.lr, optim.get("warmup", 0), optim.steps
+  final, name = optim.get("final", 0.0), optim.get("schedule", "cosine")
+  if lr <= 0:
+    raise ConfigError(f"{key}.lr={lr} must be above 0.")
+  if steps < 1:
+    raise ConfigError(f"{key}.steps={steps} must be at least 1.")
+  if not 0 <= warmup <= steps:
+    raise ConfigError(f"{key}.warmup={warmup} must be from 0 to steps={steps}.")
+  if not 0 <= final <= 1:
+    raise ConfigError(f"{key}.final={final} must be from 0 to 1, a fraction of lr.")
+  if name not in SCHEDULES:
+    raise ConfigError(f"{key}.schedule={shown(name)} is unknown; {nearest(name, SCHEDULES)}")
+  after = max(1, steps - warmup)
+  tail = {
+      "constant": lambda: optax.constant_schedule(lr),
+      "cosine": lambda: optax.cosine_decay_schedule(lr, after, alpha=final),
+      "linear": lambda: optax.linear_schedule(lr, final * lr, after),
+  }[name]()
+  # The first update already moves: step 0 has the rate lr / (warmup + 1).
+  rise = optax.linear_schedule(lr / (warmup + 1), lr, max(1, warmup))
+  return optax.join_schedules([rise, tail], [warmup]) if warmup else tail
+
+
+def optimizer_of(optim) -> optax.GradientTransformation:
+  """Returns the whole transform: clip by global norm if asked, then the rule.
+
+  Raises:
+    ConfigError: unknown rule, schedule or argument, or a number out of range.
+  """
+  key = "config.optim"
+  known = arguments(optim.name, f"{key}.name")
+  given = {k: optim[k] for k in optim if k not in OURS}
+  for k, value in given.items():
+    if k not in known:
+      raise ConfigError(f"{key}.{k}={shown(value)}: unknown key; {nearest(k, [*known, *OURS])}")
+  clip = optim.get("clip", 0.0)
+  if clip < 0:
+    raise ConfigError(f"{key}.clip={clip} must be 0 (off) or a positive norm.")
+  _check_rates(key, given)
+  make = getattr(optax, optim.name, None) or getattr(contrib, optim.name)
+  takes = inspect.signature(make).parameters
+  masks = {"mask": matrices, "weight_decay_mask": matrices,
+           "muon_weight_dimension_numbers": muon_axes}
+  given |= {k: v for k, v in masks.items() if k in takes}
+  rule = make(schedule_of(optim), **given)
+  return optax.chain(optax.clip_by_global_norm(clip), rule) if clip else rule
+
+
+def _check_rates(key, given):
+  for k, value in given.items():
+    decays = k.removeprefix("adam_") in ("b1", "b2", "b3", "beta", "decay", "momentum")
+    if decays and not 0 <= value < 1:
+      raise ConfigError(f"{key}.{k}={value} must be at least 0 and below 1.")
+    if type(value) in (int, float) and value < 0:
+      raise ConfigError(f"{key}.{k}={value} must not be negative.")
+
+
+def matrices(params):
+  """Returns the tree that is True where weight decay applies."""
+  return jax.tree.map(lambda r: r.is_matrix, parameters.roles(params),
+                      is_leaf=lambda r: isinstance(r, parameters.Role))
+
+
+def muon_axes(params):
+  """Returns what Muon orthogonalises: the matrices of the stack, layer by layer."""
+  def axes(role):
+    if not role.is_matrix or "vocab" in role.axes or "positions" in role.axes:
+      return None
+    start, middle = int(role.stacked), int(role.stacked) + len(role.inputs)
+    return contrib.MuonDimensionNumbers(tuple(range(start, middle)),
+                                        tuple(range(middle, len(role.axes))))
+  return jax.tree.map(axes, parameters.roles(params),
+                      is_leaf=lambda r: isinstance(r, parameters.Role))
