@@ -1,0 +1,197 @@
+"""A config made runnable: its task and model, and the three functions a run calls.
+
+    init(seeds)          -> state            jitted, sharded over the mesh
+    step(state, batch)   -> state, streak    jitted, the old state's memory reused
+    evaluate(state, i)   -> metric sums of validation batch i
+
+With several seeds all three are vmapped: the state has a leading axis of seeds,
+the batch is shared. A task that lives on the device makes its batch inside the
+compiled step.
+"""
+
+import functools
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from research import build, initialize, optim, sample, sharding
+from research import state as states
+from research import step as steps
+from research.errors import ConfigError, shown
+
+TRAIN = dict(log_every=10, eval_every=0, eval_batches=16, save_every=200, keep=2,
+             nan_patience=5, stall_seconds=0)
+
+
+class Program(NamedTuple):
+  """What `make` returns; see the file's first lines.
+
+  Attributes:
+    train: `config.train` with every default filled in.
+    abstract: shapes and shardings of the state.
+    batch: shapes of one global batch.
+    seeds: number of models trained side by side, 0 for one without the axis.
+  """
+
+  config: Any
+  train: dict
+  task: Any
+  model: Any
+  optimizer: optax.GradientTransformation
+  mesh: jax.sharding.Mesh
+  abstract: states.TrainState
+  batch: dict
+  seeds: int
+  init: Any
+  step: Any
+  evaluate: Any
+
+  @property
+  def tokens_per_step(self) -> int:
+    return int(np.prod(self.batch["labels"].shape))
+
+  def put(self, batch):
+    """Places a host batch on the mesh."""
+    return sharding.put_batch(batch, self.mesh, self.config.task.batch_size)
+
+  def eval_batches(self, limit: int) -> int:
+    """Returns how many validation batches to read: `limit`, or a whole pass for 0."""
+    whole = self.task.batches("validation") if hasattr(self.task, "batches") else limit or 1
+    return min(limit, whole) if limit else whole
+
+  def evaluated(self, state, limit: int) -> dict[str, np.ndarray]:
+    """Returns metric -> mean over validation batches (an array over seeds, if any)."""
+    total = {}
+    rows = sharding.host_rows(self.mesh, self.config.task.batch_size)
+    for i in range(self.eval_batches(limit)):
+      batch = i if self.task.on_device else self.put(self.task.batch("validation", i, rows))
+      sums = self.evaluate(state, batch)
+      total = {k: total.get(k, 0.0) + np.asarray(v, np.float64) for k, v in sums.items()}
+    return {f"eval/{k}": v[..., 0] / v[..., 1] for k, v in total.items()}
+
+
+def train_settings(config) -> dict:
+  """Returns `config.train` over its defaults, checked."""
+  given, key = dict(config.get("train", {})), "config.train"
+  for k, value in given.items():
+    if k not in TRAIN:
+      raise ConfigError(f"{key}.{k}={shown(value)}: unknown key; known: {', '.join(TRAIN)}.")
+    least = 1 if k in ("log_every", "keep", "nan_patience", "save_every") else 0
+    if value < least:
+      raise ConfigError(f"{key}.{k}={value} must be at least {least}.")
+  return TRAIN | given
+
+
+def make(config, *, seeds: int = 0) -> Program:
+  """Builds the program of a config; traces everything, computes nothing.
+
+  Raises:
+    ConfigError: a name, key, number or combination that cannot run, or that does
+      not fit this machine's memory.
+  """
+  _known_sections(config)
+  train = train_settings(config)
+  task = build.task_of(config)
+  model = build.model_of(config, task, train=True)
+  eval_model = build.model_of(config, task, train=False)
+  initialize.check(config.get("init", {}))
+  sample.check(config.get("sample", {}))
+  optimizer, accumulate = optim.optimizer_of(config.optim), config.optim.get("accumulate", 1)
+  mesh = sharding.mesh_of(config)
+  sharding.check_batch(mesh, config.task.batch_size, accumulate)
+  if not 0 <= config.get("seed", 0) < 2**31:
+    raise ConfigError(f"config.seed={config.seed} must be from 0 to 2**31 - 1.")
+
+  try:
+    batch = _batch_shapes(task)
+    init = functools.partial(
+        states.init_state, model=model, inputs=batch["inputs"], init=config.get("init", {}),
+        optimizer=optimizer)
+    bare = jax.eval_shape(functools.partial(init, metrics=()), 0)
+    metrics = steps.metric_names(model, task, bare, batch)
+    init = functools.partial(init, metrics=metrics)
+    one_step = functools.partial(
+        steps.train_step, model=model, task=task, optimizer=optimizer,
+        schedule=optim.schedule_of(config.optim), accumulate=accumulate,
+        log_every=train["log_every"])
+    jax.eval_shape(one_step, jax.eval_shape(init, 0), batch)
+  except ConfigError:
+    raise
+  except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
+    raise ConfigError(_one_line(error)) from error
+
+  if seeds:
+    init = jax.vmap(init)
+  abstract = jax.eval_shape(init, jnp.arange(seeds) if seeds else 0)
+  _fits(abstract)
+  placed = sharding.of_state(abstract, mesh, stacked_seeds=bool(seeds))
+  abstract = jax.tree.map(
+      lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), abstract, placed)
+  one_eval = functools.partial(steps.eval_step, model=eval_model, task=task)
+  return Program(
+      config=config, train=train, task=task, model=eval_model, optimizer=optimizer, mesh=mesh,
+      abstract=abstract, batch=batch, seeds=seeds,
+      init=jax.jit(init, out_shardings=placed),
+      step=_jit_step(one_step, task, mesh, placed, seeds),
+      evaluate=_jit_eval(one_eval, task, placed, mesh, seeds))
+
+
+def _jit_step(one_step, task, mesh, placed, seeds):
+  def step(state, batch):
+    if task.on_device:
+      cursor = state.step[0] if seeds else state.step
+      batch = jax.lax.with_sharding_constraint(task.batch("train", cursor), sharding.of_batch(mesh))
+    each = jax.vmap(one_step, in_axes=(0, None)) if seeds else one_step
+    state = each(state, batch)
+    return state, state.streak
+  rows = None if task.on_device else sharding.of_batch(mesh)
+  return jax.jit(step, donate_argnums=0, in_shardings=(placed, rows), out_shardings=(placed, None))
+
+
+def _jit_eval(one_eval, task, placed, mesh, seeds):
+  def evaluate(state, batch):
+    if task.on_device:
+      batch = task.batch("validation", batch)
+    each = jax.vmap(one_eval, in_axes=(0, None)) if seeds else one_eval
+    return each(state, batch)
+  rows = None if task.on_device else sharding.of_batch(mesh)
+  return jax.jit(evaluate, in_shardings=(placed, rows))
+
+
+def _batch_shapes(task):
+  if task.on_device:
+    return jax.eval_shape(lambda: task.batch("train", jnp.zeros((), jnp.int32)))
+  row = task.batch("train", 0, slice(0, 1))
+  shape = lambda x: jax.ShapeDtypeStruct((task.batch_size, *x.shape[1:]), x.dtype)
+  return jax.tree.map(shape, row)
+
+
+def _known_sections(config):
+  known = ("seed", "task", "model", "init", "optim", "train", "mesh", "sample")
+  for k in config:
+    if k not in known:
+      raise ConfigError(f"config.{k}: unknown section; known: {', '.join(known)}.")
+
+
+def _one_line(error) -> str:
+  """What tracing refused; our own layers say it in one line with the way out."""
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  text = lines[0] if lines else type(error).__name__
+  return f"config.model does not fit together: {shown(text)[1:-1]}"
+
+
+def _fits(abstract):
+  """Refuses a state that this machine cannot hold, before anything is allocated."""
+  need = sum(np.prod(s.shape, dtype=float) * 4 for s in jax.tree.leaves(abstract))
+  if jax.default_backend() == "cpu":
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  else:
+    have = len(jax.devices()) * (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 2**62)
+  # While a step runs, gradients stand beside the state.
+  if 1.4 * need > have:
+    raise ConfigError(f"config.model: parameters and optimizer need {1.4 * need / 1e9:.1f} GB, "
+                      f"{have / 1e9:.1f} GB are here; make width, depth or hidden smaller.")

@@ -1,0 +1,67 @@
+"""Everything that a run carries from one step to the next, and how it starts."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from research import initialize
+
+# Collections that a forward pass writes for the reader of one step only.
+SOWN = ("losses", "metrics", "intermediates")
+
+
+@flax.struct.dataclass
+class TrainState:
+  """The state; every leaf is a jax.Array, so a checkpoint is this tree.
+
+  Attributes:
+    step: steps taken, int32; also the cursor of the data.
+    params: float32.
+    extra: other variable collections of the model (batch statistics, ...).
+    opt_state: of the optimizer.
+    key: base key of the run; step n uses fold_in(key, n).
+    skipped: steps whose update was refused because a number was not finite.
+    streak: how many of them came last, in a row.
+    sums: metric -> [2], sum and weight since the last logging step.
+  """
+
+  step: jax.Array
+  params: Any
+  extra: Any
+  opt_state: Any
+  key: jax.Array
+  skipped: jax.Array
+  streak: jax.Array
+  sums: dict[str, jax.Array]
+
+
+def init_state(seed, *, model, inputs, init, optimizer: optax.GradientTransformation,
+               metrics: tuple[str, ...]) -> TrainState:
+  """Returns the state before step 0; a pure function of the seed, to be jitted or vmapped.
+
+  Args:
+    seed: int32 scalar.
+    model: the unbound model.
+    inputs: shape of the model's inputs, with any batch size.
+    init: the node `config.init`.
+    optimizer: as research/optim.py builds it.
+    metrics: names that the training step sums.
+  """
+  root = jax.random.key(seed)
+  key_params, key_init, key_steps = (jax.random.fold_in(root, i) for i in range(3))
+  one = jnp.zeros((1, *inputs.shape[1:]), inputs.dtype)
+  variables = dict(model.init({"params": key_params, "dropout": key_params}, one))
+  params = variables.pop("params")
+  params = initialize.initialize(params, init, model.stack(parent=None).placement, key_init)
+  return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      extra={k: v for k, v in variables.items() if k not in SOWN},
+      opt_state=optimizer.init(params),
+      key=key_steps,
+      skipped=jnp.zeros((), jnp.int32),
+      streak=jnp.zeros((), jnp.int32),
+      sums={name: jnp.zeros(2) for name in metrics})

@@ -1,0 +1,186 @@
+"""The training loop: one readable pass from the restored step to the last.
+
+Everything that decides the result happens inside `program.step`; the loop feeds
+it batches, writes what it sees, saves, and knows how to stop. A run stopped
+anywhere and started again continues with the same bits.
+"""
+
+import collections
+import contextlib
+import json
+import pathlib
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from research import exit_codes, manifest, monitor, sharding
+from research.checkpoint import Checkpoints, params_sha256
+from research.data.prefetch import stream
+from research.interrupt import Interrupt
+from research.metrics import MetricsFile
+from research.postmortem import write_postmortem
+from research.watchdog import Watchdog
+
+
+class Outcome(NamedTuple):
+  """How a run ended: its exit code, its last state, and one summary per model."""
+
+  code: int
+  state: object
+  finals: list[dict]
+
+
+def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say, progress,
+          dashboard=None) -> Outcome:
+  """Trains from the newest checkpoint in `directory`/ckpt, or from the seeds.
+
+  Args:
+    program: as research/program.py makes it.
+    seeds: one int, or the array of ints of a program with an axis of seeds.
+    directory: of the run.
+    outputs: one directory per model, for its metrics and its final.json.
+    identity: what a checkpoint must agree on (config id, data, version).
+    say: prints one line.
+    progress: shows where the run is.
+    dashboard: called with each record of the first model, or None.
+  """
+  config, settings, total = program.config, program.train, program.config.optim.steps
+  checkpoints = Checkpoints(directory / "ckpt", identity=identity, keep=settings["keep"])
+  found = checkpoints.restore(program.abstract)
+  start, state = found if found else (0, program.init(seeds))
+  if found:
+    say(f"continuing from step {start}")
+  files = [MetricsFile(out / "metrics.jsonl", start if found else None) for out in outputs]
+  compiles = monitor.Compiles()
+  streaks = collections.deque()
+  clock, since, recompiled, evaluated = time.monotonic(), start, 0, None
+
+  with contextlib.ExitStack() as stack:
+    batches = _batches(program, start, stack)
+    stop = stack.enter_context(Interrupt())
+    watchdog = stack.enter_context(Watchdog(settings["stall_seconds"]))
+    for file in files:
+      stack.callback(file.close)
+    stack.callback(checkpoints.close)
+
+    for step in range(start + 1, total + 1):
+      before = compiles.count
+      state, streak = program.step(state, next(batches))
+      recompiled += compiles.count - before if step > start + 2 else 0
+      # Looking two steps back never waits for the device.
+      streaks.append(streak)
+      if len(streaks) > 2 and np.max(streaks.popleft()) >= settings["nan_patience"]:
+        return _diverged(program, state, directory, say)
+
+      if step % settings["log_every"] == 0 or step == total:
+        records = _records(program, state, step, clock, since, recompiled)
+        clock, since = time.monotonic(), step
+        _write(files, records, dashboard)
+        progress.update(step, np.mean([r["loss"] for r in records]), records[0]["tokens_per_s"])
+        watchdog.beat()
+      every = settings["eval_every"]
+      if step == total or (every and step % every == 0):
+        begun = time.monotonic()
+        limit = 0 if step == total else settings["eval_batches"]
+        evaluated = _per_model({"step": step, **program.evaluated(state, limit)}, len(files))
+        _write(files, evaluated, dashboard)
+        say(_spoken(step, evaluated))
+        clock += time.monotonic() - begun  # tokens per second are those of training
+        watchdog.beat()
+      stopping = stop.at(step)
+      if stopping or step == total or step % settings["save_every"] == 0:
+        for file in files:
+          file.sync()
+        checkpoints.save(step, state)
+      if stopping and step < total:
+        saved = checkpoints.wait()
+        say(f"stopped at step {step}; the same command continues." if saved else
+            f"stopped at step {step}, but the save failed: {checkpoints.error}")
+        return Outcome(exit_codes.PREEMPTED if saved else exit_codes.CRASH, state, [])
+    checkpoints.wait()
+    if np.max(np.asarray(state.streak)) >= settings["nan_patience"]:
+      return _diverged(program, state, directory, say)
+
+  if evaluated is None:  # the run was cut between its last save and its end
+    evaluated = _per_model({"step": total, **program.evaluated(state, 0)}, len(files))
+  finals = _finals(program, state, evaluated, recompiled, outputs)
+  return Outcome(exit_codes.DONE, state, finals)
+
+
+def _batches(program, start, stack):
+  """Yields what `program.step` takes: placed batches in order, or None for a device task."""
+  if program.task.on_device:
+    while True:
+      yield None
+  rows = sharding.host_rows(program.mesh, program.config.task.batch_size)
+  ahead = stack.enter_context(stream(program.task, "train", start, rows))
+  for _, batch in ahead:
+    yield program.put(batch)
+
+
+def _records(program, state, step, clock, since, recompiled):
+  """Returns one record per model of the steps since the last logging step."""
+  sums = jax.device_get(state.sums)  # waits for the device, so the clock is honest
+  wall = time.monotonic() - clock
+  means = {k: _mean(v) for k, v in sums.items()}
+  tokens = program.tokens_per_step
+  record = {"step": step, "tokens": step * tokens, "loss": means.pop("loss"), **means,
+            "skipped": np.asarray(state.skipped), "recompiled": recompiled,
+            "wall_s": round(wall, 3),
+            "tokens_per_s": round(tokens * max(1, program.seeds) * (step - since) / max(wall, 1e-9), 1)}
+  return _per_model(record, max(1, program.seeds))
+
+
+def _mean(pair):
+  """Divides sums by weights; nothing counted (all steps refused) is nan, not an error."""
+  pair = np.asarray(pair, np.float64)
+  return np.divide(pair[..., 0], pair[..., 1], where=pair[..., 1] > 0,
+                   out=np.full(pair.shape[:-1], np.nan))
+
+
+def _per_model(record, models):
+  """Takes a record apart along the axis of seeds; plain numbers belong to every model."""
+  pick = lambda v, i: np.asarray(v).reshape(-1)[i].item() if np.size(v) == models > 1 else (
+      np.asarray(v).item())
+  return [{k: pick(v, i) for k, v in record.items()} for i in range(models)]
+
+
+def _write(files, records, dashboard):
+  for file, record in zip(files, records):
+    file.write(record)
+  if dashboard is not None:
+    dashboard(records[0])
+
+
+def _spoken(step, records):
+  losses = " ".join(f"{r['eval/loss']:.4f}" for r in records)
+  return f"step {step}: validation loss {losses}"
+
+
+def _finals(program, state, evaluated, recompiled, outputs):
+  """Writes final.json of every model: step, last evaluation, digest of its parameters."""
+  finals = []
+  for i, out in enumerate(outputs):
+    params = jax.tree.map(lambda x: x[i], state.params) if program.seeds else state.params
+    final = {**evaluated[i], "recompiled": recompiled,
+             "skipped": int(np.asarray(state.skipped).reshape(-1)[i]),
+             "params_sha256": params_sha256(params)}
+    if jax.process_index() == 0:
+      manifest.write_atomically(out / "final.json", json.dumps(final, indent=2).encode())
+    finals.append(final)
+  return finals
+
+
+def _diverged(program, state, directory, say):
+  """Saves the state and the batch that broke it; the guard kept the weights as they were."""
+  step = int(np.max(np.asarray(state.step)))
+  batch = {}
+  if not program.task.on_device:
+    batch = program.task.batch("train", step - 1)
+  write_postmortem(directory / "postmortem", {"state": state, "batch": batch})
+  say(f"diverged: {int(np.max(np.asarray(state.streak)))} steps in a row, up to step {step}, had a "
+      f"loss or gradient that is not finite; the weights before them and the last batch are in "
+      f"{directory / 'postmortem'}. Try a smaller config.optim.lr or a longer warmup.")
+  return Outcome(exit_codes.DIVERGED, state, [])
