@@ -15,7 +15,7 @@ from absl import logging
 def silence_orbax():
   """Drops the log records that orbax makes, and those ignored exceptions; calling it again changes nothing."""
   logging.get_absl_logger().addFilter(_not_logged_by_orbax)
-  std_logging.getLogger("asyncio").addFilter(_not_raised_by_orbax)
+  std_logging.getLogger("asyncio").addFilter(_not_raised_in_orbax)
   if not isinstance(sys.unraisablehook, _Unraisable):
     sys.unraisablehook = _Unraisable(sys.unraisablehook)
 
@@ -24,12 +24,9 @@ def _not_logged_by_orbax(record):
   return "/orbax/" not in record.pathname
 
 
-def _not_raised_by_orbax(record):
-  if not record.exc_info:
-    return True
-  # Errors that tensorstore hands over were never raised in Python: only their text tells where they come from.
-  frames = traceback.extract_tb(record.exc_info[2])
-  return ".orbax-checkpoint-tmp" not in str(record.exc_info[1]) and not any("/orbax/" in f.filename for f in frames)
+def _not_raised_in_orbax(record):
+  frames = traceback.extract_tb(record.exc_info[2]) if record.exc_info else ()
+  return not any("/orbax/" in frame.filename for frame in frames)
 
 
 class _Unraisable:

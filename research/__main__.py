@@ -1,0 +1,15 @@
+"""`python -m research` lists the commands, one line each."""
+
+VERBS = {
+    "research.run": "train, evaluate and sample one experiment; with no arguments, the main job",
+}
+
+
+def main():
+  print("usage: python -m research.VERB --help")
+  for verb, line in VERBS.items():
+    print(f"  {verb:<18} {line}")
+
+
+if __name__ == "__main__":
+  main()

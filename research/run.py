@@ -1,0 +1,139 @@
+r"""Trains one experiment: `python -m research.run --config=FILE[:PRESET] --config.key=value`.
+
+Without arguments it runs experiments/byte_lm.py:cpu. The same command again
+continues an interrupted run and reports a finished one. This is the one module
+that changes global settings of jax: devices, distribution, compilation cache.
+"""
+
+import argparse
+import contextlib
+import os
+import pathlib
+import sys
+
+from research import config as configs
+from research import exit_codes
+from research.errors import ConfigError
+
+DEFAULT = "experiments/byte_lm.py:cpu"
+
+
+class _Parser(argparse.ArgumentParser):
+  """argparse, but a wrong flag is one line and names the nearest right one."""
+
+  def error(self, message):
+    raise ConfigError(message)
+
+
+def flags():
+  parser = _Parser(prog="python -m research.run", description=__doc__.splitlines()[0],
+                   allow_abbrev=False,
+                   epilog="Any leaf of the config can be set: --config.optim.lr=1e-3. The file is "
+                          "Python and runs with your rights; everything else loaded is data.")
+  add = parser.add_argument
+  add("--config", default=DEFAULT, metavar="FILE[:PRESET]", help="experiment file, or its name")
+  add("--workdir", default="", help="directory of the run; default runs/<experiment>/<config id>")
+  add("--seeds", default="", metavar="A:B", help="train seeds A to B-1 on the same data")
+  add("--vectorize", default="auto", choices=("auto", "always", "never"),
+      help="seeds in one vmapped step, one after the other, or the faster of both")
+  add("--list", action="store_true", help="list the experiments and stop")
+  add("--json", action="store_true", help="with --list: as JSON")
+  add("--describe", action="store_true", help="print what the experiment asks and costs, and stop")
+  add("--dry_run", action="store_true", help="print the resolved config and what it costs, and stop")
+  add("--eval_only", action="store_true", help="evaluate the newest checkpoint and stop")
+  add("--log", default="jsonl", choices=("jsonl", "tensorboard", "wandb"),
+      help="where metrics go besides metrics.jsonl")
+  add("--fresh", action="store_true", help="move an earlier run of this config aside and start anew")
+  add("--fake_devices", type=int, default=0, metavar="N", help="split the CPU into N devices")
+  add("--distributed", default="no", choices=("no", "auto"), help="call jax.distributed.initialize()")
+  return parser
+
+
+def parse(argv):
+  """Returns (flags, dotted overrides).
+
+  Raises:
+    ConfigError: an unknown flag, or an override without a value.
+  """
+  parser = flags()
+  given, rest = parser.parse_known_args(argv)
+  overrides, rest = {}, list(rest)
+  while rest:
+    word = rest.pop(0)
+    key, equals, value = word.partition("=")
+    if not key.startswith("--config."):
+      known = [s for action in parser._actions for s in action.option_strings]
+      from research.errors import nearest
+      raise ConfigError(f"unknown argument {word!r}; {nearest(key, known)}")
+    if not equals:
+      if not rest:
+        raise ConfigError(f"{key} needs a value: {key}=...")
+      value = rest.pop(0)
+    overrides[key.removeprefix("--config.")] = value
+  return given, overrides
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+  """Returns the seeds that "A:B" or "N" means."""
+  first, colon, last = text.partition(":")
+  good = first.isdecimal() and (last.isdecimal() if colon else not last)
+  seeds = tuple(range(int(first), int(last) if colon else int(first) + 1)) if good else ()
+  if not 0 < len(seeds) <= 10_000:
+    raise ConfigError(f"--seeds={text!r} must be A:B with 0 <= A < B, as in 0:5 for five seeds.")
+  return seeds
+
+
+def _settings(given):
+  """Global settings of jax; to be called before anything asks for a device."""
+  if given.fake_devices:
+    if given.fake_devices < 1:
+      raise ConfigError(f"--fake_devices={given.fake_devices} must be at least 1.")
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    flag = f"--xla_force_host_platform_device_count={given.fake_devices}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+  # Grain and orbax log through absl, which writes to the terminal unless told otherwise.
+  from absl import logging
+  logging.set_verbosity(logging.ERROR)
+  import jax
+  if given.distributed == "auto":
+    jax.distributed.initialize()
+  from research.data import cache
+  jax.config.update("jax_compilation_cache_dir", str(cache.writable_root() / "xla"))
+
+
+def main(argv=None) -> int:
+  """Runs the command and returns its exit code."""
+  try:
+    given, overrides = parse(sys.argv[1:] if argv is None else argv)
+    if given.list:
+      from research import listing
+      print(listing.as_json() if given.json else listing.as_text())
+      return exit_codes.DONE
+    name, preset, config = configs.load(given.config)
+    seeds = seeds_of(given.seeds) if given.seeds else ()
+    if given.describe:
+      from research import listing
+      print(listing.describe(name))
+      return exit_codes.DONE
+    print(f"strata: {name}:{preset}", flush=True)
+    _settings(given)
+    for note in configs.override(config, overrides):
+      print(note)
+    from research import session
+    if given.dry_run:
+      return session.dry_run(config)
+    directory = pathlib.Path(given.workdir or _directory(name, config, seeds))
+    return session.run(given, name, config, seeds, directory)
+  except ConfigError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return exit_codes.CONFIG
+
+
+def _directory(name, config, seeds):
+  suffix = f"-seeds_{seeds[0]}_{seeds[-1] + 1}" if seeds else ""
+  return pathlib.Path("runs") / name / (configs.id_of(config) + suffix)
+
+
+if __name__ == "__main__":
+  with contextlib.suppress(BrokenPipeError):  # `| head` closes the pipe; that is no fault
+    sys.exit(main())

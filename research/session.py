@@ -1,0 +1,206 @@
+"""One call of research.run from resolved config to files: workdir, training, what is left behind.
+
+    config.json  env.json  model_table.csv  metrics.jsonl  ckpt/  figures/loss.png
+    samples.txt  summary.md  final.json
+"""
+
+import contextlib
+import json
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research import config as configs
+from research import exit_codes, loggers, manifest, metrics, model_table, monitor, plots
+from research import program as programs
+from research import sample, seeds as many
+from research.checkpoint import CheckpointError, Checkpoints
+from research.errors import ConfigError
+from research.progress import Progress
+from research.run_lock import RunLock, WorkdirBusy
+from research.train import train
+
+
+def dry_run(config) -> int:
+  """Prints the resolved config, its id, and the model in numbers; computes nothing."""
+  program = programs.make(config)
+  print(configs.text_of(config))
+  print(f"config id {configs.id_of(config)}")
+  print(model_table.as_text(model_table.rows(program)))
+  return exit_codes.DONE
+
+
+def run(given, name, config, seeds, directory: pathlib.Path) -> int:
+  """Trains, evaluates and samples; returns the exit code."""
+  first = config.copy_and_resolve_references()
+  if seeds:
+    first.seed = seeds[0]
+  program = programs.make(first)
+  _check_directory(directory, config, given)
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = RunLock(directory)
+    with lock:
+      if given.fresh:
+        _set_aside(directory)
+      _write(directory, "config.json", configs.text_of(config))
+      _write(directory, "env.json", json.dumps(monitor.environment(), indent=2))
+      _write(directory, "model_table.csv", model_table.as_csv(model_table.rows(program)))
+      if not seeds:
+        return _one(given, name, program, config.seed, directory, [directory])
+      return _several(given, name, first, program, seeds, directory)
+  except (CheckpointError, WorkdirBusy) as error:
+    print(f"error: {error}")
+    return exit_codes.CRASH
+  except OSError as error:
+    print(f"error: the run cannot write to {str(directory)!r}: {error}; choose another --workdir.")
+    return exit_codes.CRASH
+
+
+def _several(given, name, config, single, seeds, directory):
+  """Trains all seeds, vmapped or in turn; what was chosen first stays chosen."""
+  record = directory / "seeds.json"
+  vmapped = None
+  if record.is_file():
+    if json.loads(record.read_text())["vmapped"]:
+      vmapped = programs.make(config, seeds=len(seeds))
+  elif given.vectorize == "auto":
+    vmapped = many.faster(config, seeds, print)
+  elif given.vectorize == "always":
+    vmapped = programs.make(config, seeds=len(seeds))
+  _write(directory, "seeds.json", json.dumps({"seeds": seeds, "vmapped": vmapped is not None}))
+  outputs = [directory / f"seed_{seed}" for seed in seeds]
+  for out in outputs:
+    out.mkdir(exist_ok=True)
+  if vmapped is not None:
+    return _one(given, name, vmapped, jnp.asarray(seeds), directory, outputs)
+  for seed, out in zip(seeds, outputs):
+    code = _one(given, name, single, seed, out, [out])
+    if code != exit_codes.DONE:
+      return code
+  return exit_codes.DONE
+
+
+def _one(given, name, program, seed, directory, outputs):
+  """Trains one program, of one model or of a vmapped group, and writes what it leaves behind."""
+  config, task = program.config, program.task
+  identity = {"config_id": configs.id_of(config), "data": task.fingerprint()}
+  if given.eval_only:
+    return _evaluate(program, directory, identity)
+  finals = [out / "final.json" for out in outputs]
+  if all(final.is_file() for final in finals):
+    for final in finals:
+      print(f"finished already: {final.read_text()}\nin {final.parent}; --fresh trains it again.")
+    return exit_codes.DONE
+  baselines = task.baselines() if hasattr(task, "baselines") else {}
+  unit = "nats per byte" if baselines else "nats"
+  print(f"{name} in {directory}: {model_table.rows(program)[0][1]:,} parameters, "
+        f"{config.optim.steps} steps of {program.tokens_per_step:,} tokens")
+  for label, loss in baselines.items():
+    print(f"  {label} baseline {loss:.4f} {unit} ({loss / np.log(2):.4f} bits)")
+  begun = time.monotonic()
+  with contextlib.ExitStack() as stack:
+    write = _dashboard(given.log, directory, config, stack)
+    progress = stack.enter_context(Progress(config.optim.steps))
+    outcome = train(program, seed, directory, outputs, identity, progress.say, progress, write)
+  if outcome.code != exit_codes.DONE or jax.process_index():
+    return outcome.code
+  for i, (out, final) in enumerate(zip(outputs, outcome.finals)):
+    state = jax.tree.map(lambda x: x[i], outcome.state) if program.seeds else outcome.state
+    lines = _leave_behind(name, program, state, out, final, baselines, unit)
+    lines.append(f"{time.monotonic() - begun:.0f} s in this call, peak memory "
+                 f"{monitor.peak_memory_gb():.2f} GB")
+    _write(out, "summary.md", "\n".join([f"# {name}", "", *(f"- {line}" for line in lines), ""]))
+    print("\n".join(lines))
+    print(f"files in {out}")
+  return exit_codes.DONE
+
+
+def _dashboard(log, directory, config, stack):
+  """Returns the function that also gets the first model's records, or None."""
+  if log == "jsonl" or jax.process_index():
+    return None
+  try:
+    if log == "tensorboard":
+      write, close = loggers.tensorboard(directory / "tensorboard")
+    else:
+      write, close = loggers.wandb(directory / "wandb", configs.id_of(config), config.to_dict())
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  stack.callback(close)
+  return write
+
+
+def _leave_behind(name, program, state, out, final, baselines, unit):
+  """Writes samples and the figure of one model; returns the lines of its summary."""
+  lines = [f"validation loss {final['eval/loss']:.4f} {unit}"]
+  if unit == "nats per byte":
+    lines[0] += f" ({final['eval/loss'] / np.log(2):.4f} bits per byte)"
+  lines += [f"{k.removeprefix('eval/')} {final[k]:.4f} on validation" for k in final
+            if k.startswith("eval/") and k != "eval/loss"]
+  lines += [f"parameters sha256 {final['params_sha256']}"]
+  if final["skipped"] or final["recompiled"]:
+    lines.append(f"{final['skipped']} steps skipped, {final['recompiled']} recompilations")
+  with contextlib.suppress(OSError):
+    plots.loss_curve(metrics.read(out / "metrics.jsonl"), out / "figures" / "loss.png",
+                     title=name, unit=unit, lines=baselines)
+    lines.append(f"figure {out / 'figures' / 'loss.png'}")
+  text = _sample(program, state)
+  if text:
+    _write(out, "samples.txt", text)
+    print(f"--- sample\n{text}\n---")
+  return lines
+
+
+def _sample(program, state):
+  """Returns the prompt and what the model makes of it, where the task is text."""
+  node, task = program.config.get("sample", {}), program.task
+  if not node.get("tokens", 0) or not hasattr(task, "decode"):
+    return ""
+  prompt = task.encode(node.prompt)
+  variables = {"params": state.params, **state.extra}
+  drawn = sample.generate(program.model, variables, jnp.asarray(prompt)[None],
+                          jax.random.key(program.config.seed), length=node.tokens,
+                          temperature=node.get("temperature", 1.0))
+  return task.decode(np.concatenate([prompt, np.asarray(drawn[0])]))
+
+
+def _evaluate(program, directory, identity):
+  """Prints the validation metrics of the newest checkpoint; changes nothing."""
+  checkpoints = Checkpoints(directory / "ckpt", identity=identity, read_only=True)
+  found = checkpoints.restore(program.abstract)
+  checkpoints.close()
+  if found is None:
+    raise ConfigError(f"--eval_only: there is no checkpoint in {str(directory)!r}; train first.")
+  step, state = found
+  for key, value in program.evaluated(state, 0).items():
+    print(f"step {step} {key} {np.array2string(np.asarray(value), precision=6)}")
+  return exit_codes.DONE
+
+
+def _check_directory(directory, config, given):
+  """Refuses a workdir that holds the run of another config."""
+  path = directory / "config.json"
+  if path.is_file() and not given.fresh:
+    from ml_collections import ConfigDict
+    theirs = configs.id_of(ConfigDict(json.loads(path.read_text())))
+    if theirs != configs.id_of(config):
+      raise ConfigError(f"--workdir={str(directory)!r} holds another config ({theirs}, not "
+                        f"{configs.id_of(config)}); choose another, or --fresh to set it aside.")
+
+
+def _set_aside(directory):
+  """Moves what an earlier run left into a folder of its own, so that nothing is lost."""
+  old = directory / f"earlier-{time.strftime('%Y%m%d-%H%M%S')}"
+  old.mkdir()
+  for path in directory.iterdir():
+    if path.name != "run.lock" and not path.name.startswith("earlier-"):
+      path.rename(old / path.name)
+
+
+def _write(directory, name, text):
+  if jax.process_index() == 0:
+    manifest.write_atomically(directory / name, text.encode())
