@@ -19,6 +19,7 @@ from research import find
 from research.errors import ConfigError, nearest, shown
 
 EXPERIMENTS = find.ROOT / "experiments"
+LEAVES = (bool, int, float, str, tuple)
 
 
 def experiment_names() -> list[str]:
@@ -86,39 +87,50 @@ def _descend(config, key):
 
 
 def _kind(key: str) -> str | None:
-  """Returns the kind of layer a `...name` key chooses; sibling mixers have names of their own."""
+  """Returns the kind of thing a `...name` key chooses; sibling mixers have names of their own."""
   parts = key.split(".")
-  if parts[0] == "task" or len(parts) == 2 and parts[0] == "model":
+  if parts in (["task", "name"], ["model", "name"], ["optim", "name"]):
     return parts[0]
   if parts[0] == "model":
     return parts[-2] if parts[-2] in find.PLACES else "mixer"
   return None
 
 
+def _settable(kind: str, name: str, key: str) -> dict[str, type]:
+  """Returns what a node of that name may hold: key -> type of its value."""
+  if kind == "optim":
+    from research import optim  # optax takes a second to import; listing needs none of it
+    ours = dict(lr=float, schedule=str, warmup=int, steps=int, final=float, clip=float, accumulate=int)
+    # An optional argument of an optimizer is a number in every case that optax has.
+    types = {k: type(v) if type(v) in LEAVES else float for k, v in optim.arguments(name, key).items()}
+    return types | ours
+  return {k: f.type for k, f in find.fields(find.find(kind, name, key)).items()}
+
+
 def _rename(node, key, name):
-  known = find.fields(find.find(_kind(key), name, f"config.{key}"))
-  sections = key.removesuffix("name")
+  known = _settable(_kind(key), name, f"config.{key}")
+  section = key.removesuffix("name")
   # The model node also holds the nodes of its layers and the stack's settings.
-  dropped = [] if sections == "model." else [k for k in node if k not in known and k != "name"]
+  dropped = [] if section == "model." else [k for k in node if k not in known and k != "name"]
   with node.unlocked():
     for k in dropped:
       del node[k]
     node.name = name
-  listed = ", ".join(f"config.{sections}{k}" for k in dropped)
+  listed = ", ".join(f"config.{section}{k}" for k in dropped)
   return [f"{name} has no {listed}: left out."] if dropped else []
 
 
 def _add_field(node, leaf, key, value):
   """Sets a leaf that the file left at the default of its class."""
-  known = {}
-  if "name" in node and _kind(key.rpartition(".")[0] + ".name"):
-    known = find.fields(find.find(_kind(key.rpartition(".")[0] + ".name"), node.name, f"config.{key}"))
-  if leaf not in known or known[leaf].type not in (bool, int, float, str, tuple):
-    settable = {k for k, f in known.items() if f.type in (bool, int, float, str, tuple)}
+  known, of_name = {}, key.removesuffix(leaf) + "name"
+  if "name" in node and _kind(of_name):
+    known = _settable(_kind(of_name), node.name, f"config.{of_name}")
+  known = {k: kind for k, kind in known.items() if kind in LEAVES}
+  if leaf not in known:
     raise ConfigError(f"config.{key}={shown(value)}: unknown key {shown(leaf)}; "
-                      f"{nearest(leaf, set(node.keys()) | settable)}")
+                      f"{nearest(leaf, {*node.keys(), *known})}")
   with node.unlocked():
-    node[leaf] = _typed(f"{key}", value, known[leaf].type)
+    node[leaf] = _typed(key, value, known[leaf])
 
 
 def _parse(key, value, node, leaf):

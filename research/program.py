@@ -52,15 +52,20 @@ class Program(NamedTuple):
 
   @property
   def tokens_per_step(self) -> int:
-    return int(np.prod(self.batch["labels"].shape))
+    return int(np.prod(self.batch["inputs"].shape[:2]))
 
   def put(self, batch):
     """Places a host batch on the mesh."""
     return sharding.put_batch(batch, self.mesh, self.config.task.batch_size)
 
   def eval_batches(self, limit: int) -> int:
-    """Returns how many validation batches to read: `limit`, or a whole pass for 0."""
-    whole = self.task.batches("validation") if hasattr(self.task, "batches") else limit or 1
+    """Returns how many validation batches to read: `limit`, or for 0 all there are.
+
+    Data made on the device never ends; there the usual number is all.
+    """
+    if not hasattr(self.task, "batches"):
+      return limit or max(1, self.train["eval_batches"])
+    whole = self.task.batches("validation")
     return min(limit, whole) if limit else whole
 
   def evaluated(self, state, limit: int) -> dict[str, np.ndarray]:
