@@ -30,9 +30,9 @@ def _drive(folder, trials, width=64):
 
 
 def _instants(count, seed):
-  """Instants spread over a run: after some report of its steps, and up to 60 ms later."""
+  """Instants spread over a run: after one of its reports and up to 60 ms later, but before the last saves."""
   draw = random.Random(seed)
-  return [(draw.randint(1, STEPS - 1), 0.06 * draw.random()) for _ in range(count)]
+  return [(draw.randint(1, STEPS - 4), 0.06 * draw.random()) for _ in range(count)]
 
 
 def _last(result, word):
