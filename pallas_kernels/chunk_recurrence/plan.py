@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 # Dims: B batch, T tokens, H value heads, G key heads, K key width, V value width, C chunk, N chunks.
 
+
 class Inputs(NamedTuple):
   """The arrays of one call, in the one form that every backend accepts.
 
