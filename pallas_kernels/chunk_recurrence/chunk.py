@@ -24,6 +24,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from pallas_kernels import compat
 from pallas_kernels.chunk_recurrence.matrix import dot, lower, solve, transpose
 from pallas_kernels.chunk_recurrence.vector_scores import vector_scores
 
@@ -66,7 +67,7 @@ def weigh(q_CK, k_CK, g_CW, beta_C1, segment_C1, carried_11, *, scale, sub_block
   if g_CW is None:
     q_in_CK = _where(entry_C1, q_CK.astype(wide) * scale)
     k_out_CK = _where(exit_C1, k_CK)
-    keep_W1 = jnp.ones((*q_CK.shape[:-2], 1, 1), wide)
+    keep_W1, _ = compat.vary_alike((jnp.ones((*q_CK.shape[:-2], 1, 1), wide), k_CK))
     if beta_C1 is not None:
       k_in_CK = _where(entry_C1, k_CK)
   else:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels import compat
 from pallas_kernels.diag_scan import reference, xla
 
 # Dims: B batch, T tokens, D channels (all trailing axes merged).
@@ -66,6 +67,7 @@ def diag_scan(a, x, *, h0=None, segment_ids=None, reverse=False, backend="auto")
   h0 = jnp.zeros((B, D), wide) if h0 is None else h0.astype(wide).reshape(B, D)
   if segment_ids is not None:
     a, x = _pack(a, x, segment_ids, reverse)
+  a, x, h0 = compat.vary_alike((a, x, h0))
   h = reference.run(a, x, h0, reverse) if name == "reference" else _scan(name, reverse, a, x, h0)
   last = h[:, 0 if reverse else -1].reshape(B, *channels)
   if segment_ids is not None:
@@ -97,7 +99,8 @@ def _scan_backward(name, reverse, residuals, dh_BTD):
   next_a = a
   if a.ndim == 3:
     next_a = _shift(a, jnp.zeros_like(a[:, 0]), not reverse)
-  lambda_BTD = BACKENDS[name].scan(next_a, dh_BTD, jnp.zeros_like(h0_BD), not reverse)
+  next_a, dh_BTD, zero_BD = compat.vary_alike((next_a, dh_BTD, jnp.zeros_like(h0_BD)))
+  lambda_BTD = BACKENDS[name].scan(next_a, dh_BTD, zero_BD, not reverse)
   da = lambda_BTD * _shift(h_BTD, h0_BD, reverse)
   if a.ndim == 1:
     da = jnp.sum(da, axis=(0, 1))
