@@ -80,12 +80,27 @@ def _several(given, name, config, single, seeds, directory):
   for out in outputs:
     out.mkdir(exist_ok=True)
   if vmapped is not None:
-    return _one(given, name, vmapped, jnp.asarray(seeds), directory, outputs)
-  for seed, out in zip(seeds, outputs):
-    code = _one(given, name, single, seed, out, [out])
-    if code != exit_codes.DONE:
-      return code
-  return exit_codes.DONE
+    code = _one(given, name, vmapped, jnp.asarray(seeds), directory, outputs)
+  else:
+    for seed, out in zip(seeds, outputs):
+      code = _one(given, name, single, seed, out, [out])
+      if code != exit_codes.DONE:
+        break
+  if code == exit_codes.DONE and not jax.process_index():
+    _compare(seeds, outputs, directory)
+  return code
+
+
+def _compare(seeds, outputs, directory):
+  """Writes results.csv, one line per seed and metric, and says how far the seeds lie apart."""
+  finals = [json.loads((out / "final.json").read_text()) for out in outputs]
+  names = [k for k in finals[0] if k.startswith("eval/")]
+  lines = [f"{seed},{k},{final[k]!r}" for seed, final in zip(seeds, finals) for k in names]
+  _write(directory, "results.csv", "\n".join(["seed,metric,value", *lines, ""]))
+  for k in names:
+    values = np.asarray([final[k] for final in finals], np.float64)
+    spread = f" +- {np.std(values, ddof=1):.4f} (standard deviation)" if len(values) > 1 else ""
+    print(f"{k} over {len(values)} seeds: {np.mean(values):.4f}{spread}")
 
 
 def _one(given, name, program, seed, directory, outputs):
