@@ -47,6 +47,8 @@ def find_runs(kinds: tuple) -> list[Run]:
         repeats += 1
       if repeats > 1 and period * repeats > best.period * best.repeats:
         best = Run(at, period, repeats)
+      if best.period * best.repeats == L - at:
+        break
     runs.append(best)
     at += best.period * best.repeats
   return runs

@@ -11,3 +11,15 @@ JAX_VERSION = jax.__version_info__
 def is_concrete(x) -> bool:
   """True if the values of `x` can be looked at now, i.e. it is not being traced."""
   return not isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct)
+
+
+def vary_alike(tree):
+  """Gives all arrays of a tree the same varying mesh axes, as a scan inside `jax.shard_map` demands."""
+  varying = lambda x: jax.typeof(x).manual_axis_type.varying
+  axes = frozenset().union(*map(varying, jax.tree.leaves(tree)))
+
+  def widen(x):
+    missing = tuple(axes - varying(x))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+  return jax.tree.map(widen, tree)

@@ -3,7 +3,7 @@
 Saving returns after the copy to the host; a thread waits for orbax, hashes and signs the files, and only then
 deletes old steps. Plain orbax restores flipped bits and casts dtypes without a word, so before it may read, every
 file is verified (research/manifest.py) and every shape and dtype compared. Damaged steps are set aside
-(research/steps.py) and the newest good one is used. Only this file knows orbax.
+(research/saved_steps.py) and the newest good one is used. Only this file knows orbax.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from research import leaves
 from research import manifest
 from research import quiet
-from research import steps
+from research import saved_steps
 
 _NEVER, _ALL_BAD = -1, -2
 
@@ -51,7 +51,7 @@ class Checkpoints:
     self._keep, self._verify, self._read_only = keep, verify, read_only
     self._thread = None
     self._cleaned = False
-    self._saved = set(steps.existing(self._root))
+    self._saved = set(saved_steps.existing(self._root))
     self.error = None
     quiet.silence_orbax()
     self._orbax = _new_orbax()
@@ -76,9 +76,9 @@ class Checkpoints:
     try:
       if jax.process_index() == 0:
         if not self._cleaned:
-          steps.clean(self._root)
+          saved_steps.clean(self._root)
           self._cleaned = True
-        steps.begin(self._root, step)
+        saved_steps.begin(self._root, step)
       # Orbax refuses arrays of size 0; the tree in the manifest is enough to make them again.
       self._orbax.save(self._root / str(step), {path: leaves.words(x) for path, x in named.items() if x.size})
       self._thread = threading.Thread(target=self._finish, args=(step, tree), name="checkpoint")
@@ -100,7 +100,7 @@ class Checkpoints:
 
   def latest(self) -> int | None:
     """The newest step that has a manifest, not yet verified."""
-    return max(steps.existing(self._root), default=None)
+    return max(saved_steps.existing(self._root), default=None)
 
   def restore(self, abstract_state, *, allow_new_data: bool = False):
     """Returns (step, state) of the newest step that verifies, or None if there never was one.
@@ -114,7 +114,7 @@ class Checkpoints:
     """
     self.wait()
     step = self._agree_on_step()
-    self._saved = set(steps.existing(self._root))
+    self._saved = set(saved_steps.existing(self._root))
     if step == _NEVER:
       return None
     if step == _ALL_BAD:
@@ -138,7 +138,7 @@ class Checkpoints:
   def _agree_on_step(self):
     step = _NEVER
     if jax.process_index() == 0:
-      good, damaged = steps.newest_good(self._root, self._verify, read_only=self._read_only)
+      good, damaged = saved_steps.newest_good(self._root, self._verify, read_only=self._read_only)
       step = good if good is not None else _ALL_BAD if damaged else _NEVER
     if jax.process_count() > 1:
       from jax.experimental import multihost_utils  # slow to import, and only needed on several hosts
@@ -149,7 +149,7 @@ class Checkpoints:
     try:
       self._orbax.wait_until_finished()
       if jax.process_index() == 0:
-        steps.commit(self._root, step, identity=self._identity, tree=tree, keep=self._keep)
+        saved_steps.commit(self._root, step, identity=self._identity, tree=tree, keep=self._keep)
       self.error = None
     except Exception as error:  # as in save
       self._give_up(step, error)
@@ -159,8 +159,8 @@ class Checkpoints:
     self._saved.discard(step)
     logging.error("checkpoint of step %d FAILED, training goes on, older ones stay: %s", step, self.error)
     self._orbax = _new_orbax()
-    if jax.process_index() == 0 and step not in steps.existing(self._root):
-      steps.remove(self._root, step)
+    if jax.process_index() == 0 and step not in saved_steps.existing(self._root):
+      saved_steps.remove(self._root, step)
 
 
 def params_sha256(params) -> str:

@@ -7,6 +7,7 @@
 import contextlib
 import json
 import pathlib
+import sys
 import time
 
 import jax
@@ -41,11 +42,14 @@ def run(given, name, config, seeds, directory: pathlib.Path) -> int:
   program = programs.make(first)
   _check_directory(directory, config, given)
   try:
+    if given.eval_only:
+      return _evaluate_all(program, first, seeds, directory)
     directory.mkdir(parents=True, exist_ok=True)
-    lock = RunLock(directory)
-    with lock:
-      if given.fresh:
-        _set_aside(directory)
+    with contextlib.ExitStack() as stack:
+      if jax.process_index() == 0:
+        stack.enter_context(RunLock(directory))
+        if given.fresh:
+          _set_aside(directory)
       _write(directory, "config.json", configs.text_of(config))
       _write(directory, "env.json", json.dumps(monitor.environment(), indent=2))
       _write(directory, "model_table.csv", model_table.as_csv(model_table.rows(program)))
@@ -53,11 +57,11 @@ def run(given, name, config, seeds, directory: pathlib.Path) -> int:
         return _one(given, name, program, config.seed, directory, [directory])
       return _several(given, name, first, program, seeds, directory)
   except (CheckpointError, WorkdirBusy) as error:
-    print(f"error: {error}")
-    return exit_codes.CRASH
+    print(f"error: {error}", file=sys.stderr)
   except OSError as error:
-    print(f"error: the run cannot write to {str(directory)!r}: {error}; choose another --workdir.")
-    return exit_codes.CRASH
+    print(f"error: the run cannot write to {str(directory)!r}: {error}; choose another --workdir.",
+          file=sys.stderr)
+  return exit_codes.CRASH
 
 
 def _several(given, name, config, single, seeds, directory):
@@ -76,20 +80,33 @@ def _several(given, name, config, single, seeds, directory):
   for out in outputs:
     out.mkdir(exist_ok=True)
   if vmapped is not None:
-    return _one(given, name, vmapped, jnp.asarray(seeds), directory, outputs)
-  for seed, out in zip(seeds, outputs):
-    code = _one(given, name, single, seed, out, [out])
-    if code != exit_codes.DONE:
-      return code
-  return exit_codes.DONE
+    code = _one(given, name, vmapped, jnp.asarray(seeds), directory, outputs)
+  else:
+    for seed, out in zip(seeds, outputs):
+      code = _one(given, name, single, seed, out, [out])
+      if code != exit_codes.DONE:
+        break
+  if code == exit_codes.DONE and not jax.process_index():
+    _compare(seeds, outputs, directory)
+  return code
+
+
+def _compare(seeds, outputs, directory):
+  """Writes results.csv, one line per seed and metric, and says how far the seeds lie apart."""
+  finals = [json.loads((out / "final.json").read_text()) for out in outputs]
+  names = [k for k in finals[0] if k.startswith("eval/")]
+  lines = [f"{seed},{k},{final[k]!r}" for seed, final in zip(seeds, finals) for k in names]
+  _write(directory, "results.csv", "\n".join(["seed,metric,value", *lines, ""]))
+  for k in names:
+    values = np.asarray([final[k] for final in finals], np.float64)
+    spread = f" +- {np.std(values, ddof=1):.4f} (standard deviation)" if len(values) > 1 else ""
+    print(f"{k} over {len(values)} seeds: {np.mean(values):.4f}{spread}")
 
 
 def _one(given, name, program, seed, directory, outputs):
   """Trains one program, of one model or of a vmapped group, and writes what it leaves behind."""
   config, task = program.config, program.task
-  identity = {"config_id": configs.id_of(config), "data": task.fingerprint()}
-  if given.eval_only:
-    return _evaluate(program, directory, identity)
+  identity = _identity(program, seed)
   finals = [out / "final.json" for out in outputs]
   if all(final.is_file() for final in finals):
     for final in finals:
@@ -168,17 +185,36 @@ def _sample(program, state):
   return task.decode(np.concatenate([prompt, np.asarray(drawn[0])]))
 
 
-def _evaluate(program, directory, identity):
+def _identity(program, seed) -> dict:
+  """What a checkpoint must agree on to be continued."""
+  seeds = ",".join(str(s) for s in np.atleast_1d(seed))
+  return {"config_id": f"{configs.id_of(program.config)} seed {seeds}",
+          "data": program.task.fingerprint()}
+
+
+def _evaluate_all(program, config, seeds, directory):
+  """Evaluates the newest checkpoint of a run, or of each run of a group of seeds."""
+  record = directory / "seeds.json"
+  if not seeds:
+    _evaluate(program, config.seed, directory)
+  elif record.is_file() and json.loads(record.read_text())["vmapped"]:
+    _evaluate(programs.make(config, seeds=len(seeds)), seeds, directory)
+  else:
+    for seed in seeds:
+      _evaluate(program, seed, directory / f"seed_{seed}")
+  return exit_codes.DONE
+
+
+def _evaluate(program, seed, directory):
   """Prints the validation metrics of the newest checkpoint; changes nothing."""
-  checkpoints = Checkpoints(directory / "ckpt", identity=identity, read_only=True)
+  checkpoints = Checkpoints(directory / "ckpt", identity=_identity(program, seed), read_only=True)
   found = checkpoints.restore(program.abstract)
   checkpoints.close()
   if found is None:
     raise ConfigError(f"--eval_only: there is no checkpoint in {str(directory)!r}; train first.")
   step, state = found
   for key, value in program.evaluated(state, 0).items():
-    print(f"step {step} {key} {np.array2string(np.asarray(value), precision=6)}")
-  return exit_codes.DONE
+    print(f"{directory} step {step} {key} {np.array2string(np.asarray(value), precision=6)}")
 
 
 def _check_directory(directory, config, given):

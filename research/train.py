@@ -24,6 +24,9 @@ from research.postmortem import write_postmortem
 from research.watchdog import Watchdog
 
 
+COMPILE_S = 900  # a step that compiles may take this much longer before it counts as a stall
+
+
 class Outcome(NamedTuple):
   """How a run ended: its exit code, its last state, and one summary per model."""
 
@@ -66,6 +69,8 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
     stack.callback(checkpoints.close)
 
     for step in range(start + 1, total + 1):
+      # The first step compiles, and so does what follows an evaluation for the first time.
+      watchdog.beat(allow=COMPILE_S if step <= start + 2 or evaluated is None else 0)
       before = compiles.count
       state, streak = program.step(state, next(batches))
       recompiled += compiles.count - before if step > start + 2 else 0
@@ -79,7 +84,6 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
         clock, since = time.monotonic(), step
         _write(files, records, dashboard)
         progress.update(step, np.mean([r["loss"] for r in records]), records[0]["tokens_per_s"])
-        watchdog.beat()
       every = settings["eval_every"]
       if step == total or (every and step % every == 0):
         begun = time.monotonic()
@@ -88,7 +92,6 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
         _write(files, evaluated, dashboard)
         say(_spoken(step, evaluated))
         clock += time.monotonic() - begun  # tokens per second are those of training
-        watchdog.beat()
       stopping = stop.at(step)
       if stopping or step == total or step % settings["save_every"] == 0:
         for file in files:

@@ -14,6 +14,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
+from pallas_kernels import compat
 from pallas_kernels.chunk_recurrence import backends, check, reference
 from pallas_kernels.chunk_recurrence.plan import default_chunk, Inputs, Plan
 
@@ -104,7 +105,9 @@ def _canonical(q, k, v, g, beta, scale, initial_state, segment_ids, reverse, chu
   if initial_state is None:
     initial_state = jnp.zeros((plan.B, plan.H, plan.K, plan.V), wide)
   inputs = Inputs(*map(jnp.asarray, (q, k, v)), g, beta, jnp.asarray(initial_state, wide), None)
-  return plan, inputs if segment_ids is None else _pack(inputs, jnp.asarray(segment_ids))
+  if segment_ids is not None:
+    inputs = _pack(inputs, jnp.asarray(segment_ids))
+  return plan, compat.vary_alike(inputs)
 
 
 def _plan(q, v, g, beta, segment_ids, scale, reverse, chunk, platform, precision, save_states):

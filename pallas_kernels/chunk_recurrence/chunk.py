@@ -21,12 +21,16 @@ Reference: Yang et al., "Parallelizing Linear Transformers with the Delta Rule",
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
+import jax.numpy as jnp
+
+from pallas_kernels import compat
+from pallas_kernels.chunk_recurrence.matrix import dot, lower, solve, transpose
+from pallas_kernels.chunk_recurrence.vector_scores import vector_scores
 
 # Dims: C rows of a chunk, K key width, V value width, W = 1 or K (width of the gate).
 
-SUB_BLOCK = 16  # rows whose pairwise vector decays are formed one by one
+SUB_BLOCK = 4  # rows whose pairwise vector decays are formed one by one
 
 
 class Chunk(NamedTuple):
@@ -38,17 +42,6 @@ class Chunk(NamedTuple):
   keep_W1: jax.Array
   mix_CC: jax.Array
   erase_CC: jax.Array | None
-
-
-def dot(a, b):
-  """a @ b with at least float32 accumulation; float32 operands are never rounded to bfloat16."""
-  precision = lax.Precision.HIGHEST if a.dtype.itemsize >= 4 else lax.Precision.DEFAULT
-  return jnp.matmul(a, b, precision=precision,
-                    preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
-
-
-def transpose(x):
-  return jnp.swapaxes(x, -1, -2)
 
 
 def weigh(q_CK, k_CK, g_CW, beta_C1, segment_C1, carried_11, *, scale, sub_block=SUB_BLOCK) -> Chunk:
@@ -74,7 +67,7 @@ def weigh(q_CK, k_CK, g_CW, beta_C1, segment_C1, carried_11, *, scale, sub_block
   if g_CW is None:
     q_in_CK = _where(entry_C1, q_CK.astype(wide) * scale)
     k_out_CK = _where(exit_C1, k_CK)
-    keep_W1 = jnp.ones((*q_CK.shape[:-2], 1, 1), wide)
+    keep_W1, _ = compat.vary_alike((jnp.ones((*q_CK.shape[:-2], 1, 1), wide), k_CK))
     if beta_C1 is not None:
       k_in_CK = _where(entry_C1, k_CK)
   else:
@@ -91,23 +84,21 @@ def weigh(q_CK, k_CK, g_CW, beta_C1, segment_C1, carried_11, *, scale, sub_block
   erase_CC = None
   vector = g_CW is not None and g_CW.shape[-1] > 1
   if vector:
-    rows = q_CK[..., None, :, :]
-    if beta_C1 is not None:
-      rows = jnp.stack([q_CK, k_CK], axis=-3)
+    rows = (q_CK,) if beta_C1 is None else (q_CK, k_CK)
     scores = vector_scores(rows, k_CK, G_CW, sub_block)
-    mix_CC = _lower(scores[..., 0, :, :] * scale, same_CC, strict=False)
+    mix_CC = lower(scores[0] * scale, same_CC, strict=False)
     if beta_C1 is not None:
-      erase_CC = _lower(scores[..., 1, :, :] * beta_C1, same_CC, strict=True)
+      erase_CC = lower(scores[1] * beta_C1, same_CC, strict=True)
   elif g_CW is None:
-    mix_CC = _lower(dot(q_CK, transpose(k_CK)) * scale, same_CC, strict=False)
+    mix_CC = lower(dot(q_CK, transpose(k_CK)) * scale, same_CC, strict=False)
     if beta_C1 is not None:
-      erase_CC = _lower(dot(k_CK, transpose(k_CK)) * beta_C1, same_CC, strict=True)
+      erase_CC = lower(dot(k_CK, transpose(k_CK)) * beta_C1, same_CC, strict=True)
   else:
     gap_CC = G_CW - transpose(G_CW)
-    decay_CC = jnp.exp(_lower(gap_CC, same_CC, strict=False, other=-jnp.inf))
+    decay_CC = jnp.exp(lower(gap_CC, same_CC, strict=False, other=-jnp.inf))
     mix_CC = dot(q_CK, transpose(k_CK)) * (decay_CC * scale)
     if beta_C1 is not None:
-      erase_CC = dot(k_CK, transpose(k_CK)) * _lower(decay_CC * beta_C1, None, strict=True)
+      erase_CC = dot(k_CK, transpose(k_CK)) * lower(decay_CC * beta_C1, None, strict=True)
 
   k_in_CK = None if k_in_CK is None else k_in_CK.astype(dtype)
   return Chunk(q_in_CK.astype(dtype), k_in_CK, k_out_CK.astype(dtype), keep_W1, mix_CC, erase_CC)
@@ -135,113 +126,12 @@ def step(chunk: Chunk, v_CV, beta_C1, S_KV):
 
 
 def cumulative(g_CW):
-  """Inclusive cumulative sum over the rows, as a matmul: exact to float32, and fast everywhere."""
+  """Inclusive cumulative sum over the rows, as one matmul: exact to float32 and fast everywhere."""
   C = g_CW.shape[-2]
-  ones_CC = jnp.broadcast_to(jnp.tril(jnp.ones((C, C), g_CW.dtype)), (*g_CW.shape[:-2], C, C))
-  return dot(ones_CC, g_CW)
-
-
-def vector_scores(x_MCK, k_CK, G_CK, sub_block=SUB_BLOCK):
-  """sum_d x_id k_jd exp(G_id - G_jd) for i >= j, zero above, for each of the M row sets.
-
-  A block is cut in halves. Its lower left quarter is a matmul of x exp(G_i - G_n) and k exp(G_n - G_j)
-  with n the first row of the lower half, so both exponents are <= 0; its two diagonal quarters are
-  cut again, down to `sub_block` rows, which are formed entry by entry.
-  """
-  C = k_CK.shape[-2]
-  if C <= sub_block:
-    return _pairwise(x_MCK, k_CK, G_CK)
-  halves = lambda x: x.reshape(*x.shape[:-2], 2, C // 2, x.shape[-1])
-  k_2CK, G_2CK, x_M2CK = halves(k_CK), halves(G_CK), halves(x_MCK)
-  x_2MCK = jnp.swapaxes(x_M2CK, -3, -4)
-  diagonal = vector_scores(x_2MCK, k_2CK, G_2CK, sub_block)
-
-  # The product does not depend on the reference row, so neither does its gradient.
-  middle_1K = lax.stop_gradient(G_2CK[..., 1, :1, :])
-  x_low = x_M2CK[..., 1, :, :] * jnp.exp(G_2CK[..., 1, :, :] - middle_1K)[..., None, :, :]
-  k_high = k_2CK[..., 0, :, :] * jnp.exp(middle_1K - G_2CK[..., 0, :, :])
-  k_high = jnp.broadcast_to(k_high[..., None, :, :], x_low.shape)
-  corner = dot(x_low.astype(k_CK.dtype), transpose(k_high.astype(k_CK.dtype)))
-  return _assemble(diagonal[..., 0, :, :, :], corner, diagonal[..., 1, :, :, :])
-
-
-def solve(erase_CC, r_CV):
-  """(I + erase)^-1 r for strictly lower triangular `erase`, in the dtype of `erase`."""
-  return _solve(erase_CC, r_CV)
-
-
-@jax.custom_vjp
-def _solve(erase_CC, r_CV):
-  return dot(unit_lower_inverse(erase_CC), r_CV)
-
-
-def _solve_forward(erase_CC, r_CV):
-  inverse_CC = unit_lower_inverse(erase_CC)
-  u_CV = dot(inverse_CC, r_CV)
-  return u_CV, (inverse_CC, u_CV)
-
-
-def _solve_backward(residuals, du_CV):
-  # A rule on the solve multiplies by the inverse once; differentiating the inverse would do it twice.
-  inverse_CC, u_CV = residuals
-  dr_CV = dot(transpose(inverse_CC), du_CV)
-  return -_lower(dot(dr_CV, transpose(u_CV)), None, strict=True), dr_CV
-
-
-_solve.defvjp(_solve_forward, _solve_backward)
-
-
-def unit_lower_inverse(a_CC, base=16):
-  """(I + a)^-1 for strictly lower triangular a, by merging inverses of diagonal blocks.
-
-  With X, Y the inverses of two neighbouring blocks and a_21 the block below the first, the merged
-  inverse has -Y a_21 X in its corner. Every intermediate is an entry of a true inverse, and powers of
-  a never appear: the product (I - a)(I + a^2)(I + a^4)... is 20 orders of magnitude off on repeated keys.
-  """
-  C = a_CC.shape[-1]
-  if C <= base:
-    return _masked_merge(a_CC)
-  h = C // 2
-  inverse = unit_lower_inverse(jnp.stack([a_CC[..., :h, :h], a_CC[..., h:, h:]], axis=-3), base)
-  x, y = inverse[..., 0, :, :], inverse[..., 1, :, :]
-  return _assemble(x, -dot(dot(y, a_CC[..., h:, :h]), x), y)
-
-
-def _masked_merge(a_CC):
-  """The same merge on the whole matrix at once: masks instead of slices, for small or tiled blocks."""
-  row, col = _iotas(a_CC.shape)
-  inverse_CC = (row == col).astype(a_CC.dtype)
-  for p in range((a_CC.shape[-1] - 1).bit_length()):
-    corner = ((row >> (p + 1)) == (col >> (p + 1))) & ((row >> p) > (col >> p))
-    below_CC = jnp.where(corner, a_CC, 0.0)
-    # At p = 0 the inverse is still the identity.
-    inverse_CC -= below_CC if p == 0 else dot(dot(inverse_CC, below_CC), inverse_CC)
-  return inverse_CC
-
-
-def _pairwise(x_MCK, k_CK, G_CK):
-  row, col = _iotas((*G_CK.shape[:-1], G_CK.shape[-2]))
-  gap_CCK = G_CK[..., :, None, :] - G_CK[..., None, :, :]
-  decay_CCK = jnp.exp(jnp.where((row >= col)[..., None], gap_CCK, -jnp.inf))
-  decayed_CCK = k_CK[..., None, :, :] * decay_CCK
-  return jnp.sum(x_MCK[..., :, None, :] * decayed_CCK[..., None, :, :, :], axis=-1)
-
-
-def _assemble(upper_left, lower_left, lower_right):
-  top = jnp.concatenate([upper_left, jnp.zeros_like(upper_left)], axis=-1)
-  return jnp.concatenate([top, jnp.concatenate([lower_left, lower_right], axis=-1)], axis=-2)
-
-
-def _iotas(shape):
-  rank = len(shape)
-  return (lax.broadcasted_iota(jnp.int32, shape, rank - 2),
-          lax.broadcasted_iota(jnp.int32, shape, rank - 1))
-
-
-def _lower(x_CC, same_CC, *, strict, other=0.0):
-  row, col = _iotas(x_CC.shape)
-  mask = row > col if strict else row >= col
-  return jnp.where(mask if same_CC is None else mask & same_CC, x_CC, other)
+  ones_CC = jnp.tril(jnp.ones((C, C), g_CW.dtype))
+  rows = (((1,), (g_CW.ndim - 2,)), ((), ()))
+  sums = lax.dot_general(ones_CC, g_CW, rows, precision=lax.Precision.HIGHEST)
+  return jnp.moveaxis(sums, 0, -2)
 
 
 def _masks(segment_C1, carried_11):

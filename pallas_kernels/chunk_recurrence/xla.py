@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.chunk_recurrence import chunk as chunk_lib
-from pallas_kernels.chunk_recurrence.chunk import dot, transpose
+from pallas_kernels.chunk_recurrence.matrix import dot, solve, transpose
 from pallas_kernels.chunk_recurrence.plan import Inputs, Plan
 
 # Dims: N chunks, M = B*H independent rows, C chunk, K key width, V value width, W = 1 or K.
@@ -114,7 +114,7 @@ def _prepare(plan, blocks):
   if beta is None:
     return chunk, v, None
   right = beta * jnp.concatenate([v.astype(beta.dtype), chunk.k_in_CK.astype(beta.dtype)], axis=-1)
-  solved = chunk_lib.solve(chunk.erase_CC, right)
+  solved = solve(chunk.erase_CC, right)
   return chunk, solved[..., :plan.V].astype(v.dtype), solved[..., plan.V:].astype(v.dtype)
 
 

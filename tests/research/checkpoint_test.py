@@ -14,7 +14,7 @@ import pytest
 
 from research import checkpoint
 from research import manifest
-from research import steps
+from research import saved_steps
 
 IDENTITY = {"config_id": "toy", "data": {"length": 10, "order": (1, 2)}, "version": "0"}
 
@@ -128,7 +128,7 @@ def test_old_steps_are_deleted_only_when_the_new_one_is_signed(tmp_path, monkeyp
   seen, real = [], manifest.write
 
   def spy(root, step, **kwargs):
-    seen.append(steps.existing(root))
+    seen.append(saved_steps.existing(root))
     real(root, step, **kwargs)
 
   monkeypatch.setattr(manifest, "write", spy)

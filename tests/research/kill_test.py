@@ -7,13 +7,19 @@ import json
 import os
 import pathlib
 import random
+import signal
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 10
+
+
+ENV = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "LC_ALL": "C"}
 
 
 def _drive(folder, trials, width=64):
@@ -23,16 +29,15 @@ def _drive(folder, trials, width=64):
           for n, trial in enumerate([calm, *trials])]
   done = subprocess.run(
       [sys.executable, "-W", "ignore", str(ROOT / "tests/research/saving_run.py"), json.dumps(plan)],
-      env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "LC_ALL": "C"},
-      capture_output=True, text=True, check=True, timeout=60 + 10 * len(trials))
+      env=ENV, capture_output=True, text=True, check=True, timeout=60 + 10 * len(trials))
   unbroken, *results = json.loads(done.stdout)
   return unbroken, results, done.stderr
 
 
 def _instants(count, seed):
-  """Instants spread over a run: after some report of its steps, and up to 60 ms later."""
+  """Instants spread over a run: after one of its reports and up to 60 ms later, but before the last saves."""
   draw = random.Random(seed)
-  return [(draw.randint(1, STEPS - 1), 0.06 * draw.random()) for _ in range(count)]
+  return [(draw.randint(1, STEPS - 4), 0.06 * draw.random()) for _ in range(count)]
 
 
 def _last(result, word):
@@ -125,3 +130,36 @@ def test_twenty_sigterms(tmp_path, distributed):
             for after, wait in _instants(20, seed=2)]
   unbroken, results, _ = _drive(tmp_path, trials)
   _assert_signals_save_and_exit(unbroken, trials, results)
+
+
+def _pair(workdir, steps, number=None):
+  """Runs two processes, signals the second once a checkpoint is there; returns [(exit code, output lines)]."""
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = probe.getsockname()[1]
+  script = str(ROOT / "tests/research/saving_pair.py")
+  pair = [subprocess.Popen([sys.executable, "-W", "ignore", script, str(workdir), str(port), str(index), str(steps)],
+                           env=ENV, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for index in (0, 1)]
+  while number and not list(workdir.glob("ckpt/*.json")) and pair[1].poll() is None:
+    time.sleep(0.1)
+  if number:
+    pair[1].send_signal(number)
+  outputs = [process.communicate(timeout=100)[0].splitlines() for process in pair]
+  return [(process.returncode, lines) for process, lines in zip(pair, outputs)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(tmp_path, number):
+  stopped = _pair(tmp_path / "cut", 400, number)
+  at = {lines[-1] for _, lines in stopped}
+  assert [code for code, _ in stopped] == [42, 42] and len(at) == 1
+  step = int(at.pop().split()[1])
+  assert 5 <= step < 400
+  resumed = _pair(tmp_path / "cut", step + 10)
+  unbroken = _pair(tmp_path / "whole", step + 10)
+  assert [code for code, _ in resumed + unbroken] == [0] * 4
+  assert f"from {step}" in resumed[0][1] and "from 0" in unbroken[0][1]
+  assert len({lines[-1] for _, lines in resumed + unbroken}) == 1
+  text = (tmp_path / "cut" / "metrics.jsonl").read_text()
+  assert text == (tmp_path / "whole" / "metrics.jsonl").read_text() and text.count("\n") == step + 10

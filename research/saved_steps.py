@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 import shutil
+import time
 
 from absl import logging
 
@@ -56,9 +57,7 @@ def begin(root, step: int):
   """Marks a step as being written, after setting aside whatever stands in its place."""
   root = pathlib.Path(root)
   root.mkdir(parents=True, exist_ok=True)
-  # A save that failed may have gone on writing after it was removed; now nothing of it runs.
-  for folder in root.glob("*.orbax-checkpoint-tmp*"):
-    shutil.rmtree(folder, ignore_errors=True)
+  _remove_temporary(root, "*")
   if os.path.lexists(root / str(step)):
     quarantine(root, step, "no-manifest")
   _marker(root, step).touch()
@@ -78,8 +77,8 @@ def commit(root, step: int, *, identity: dict, tree: dict, keep: int):
 def remove(root, step: int):
   """Deletes an unsigned step with its temporary files and its marker, as far as the disk allows."""
   root = pathlib.Path(root)
-  for folder in [root / str(step), *root.glob(f"{step}.orbax-checkpoint-tmp*")]:
-    shutil.rmtree(folder, ignore_errors=True)
+  shutil.rmtree(root / str(step), ignore_errors=True)
+  _remove_temporary(root, step)
   with contextlib.suppress(OSError):  # the save that failed on this disk has reported it
     (root / f"{step}.json.tmp").unlink(missing_ok=True)
     _marker(root, step).unlink(missing_ok=True)
@@ -106,6 +105,17 @@ def quarantine(root, step: int, reason: str):
     if os.path.lexists(root / source):
       os.rename(root / source, root / "quarantine" / (name + end))
   logging.error("checkpoint of step %d was moved to quarantine/%s", step, name)
+
+
+def _remove_temporary(root, step):
+  """Deletes what orbax has not finished, until it stays away: writes of a failed save end later and make it again."""
+  for _ in range(20):
+    left = list(root.glob(f"{step}.orbax-checkpoint-tmp*"))
+    if not left:
+      return
+    for folder in left:
+      shutil.rmtree(folder, ignore_errors=True)
+    time.sleep(0.05)
 
 
 def _names(root):

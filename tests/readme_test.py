@@ -1,0 +1,41 @@
+"""The README keeps its word: its commands are those of CI, and each of them builds."""
+
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from layers.placement import TABLE
+from research import build, run
+from research import config as configs
+from research import optim
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^    (.+)$", README, re.MULTILINE)]
+RUNS = [c for c in COMMANDS if c.startswith("python -m research.run")]
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+  command, = [c for c in COMMANDS if "pytest -n" in c]
+  assert command in (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+
+
+def test_every_placement_is_in_the_table_of_the_readme():
+  listed = re.findall(r"^\| `([a-z_]+)`", README, re.MULTILINE)
+  assert sorted(listed) == sorted(TABLE)
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_every_command_of_the_readme_resolves(command, tmp_path):
+  given, overrides = run.parse(shlex.split(command)[3:])
+  _, _, config = configs.load(given.config)
+  configs.override(config, overrides)
+  if given.seeds:
+    run.seeds_of(given.seeds)
+  # Folders and downloads are examples; the model does not depend on which text it is.
+  if config.task.name == "text.Bytes":
+    config.task.path, config.task.dataset = "", "stdlib"
+  build.model_of(config, build.task_of(config), train=True)
+  optim.optimizer_of(config.optim)
