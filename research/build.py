@@ -10,19 +10,22 @@ layer, and one node per further mixer that the pattern names:
 """
 
 import functools
-import math
+import re
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 
 from layers.placement import placement
 from layers.stack import REMAT, Stack
 from research import find
+from research.config import LARGEST
 from research.errors import ConfigError, nearest, shown
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 STACK = ("depth", "pattern", "placement", "dropout", "scan", "remat")
-MAX_DEPTH = 10_000  # layers; each is traced or stored one by one somewhere
+MAX_DEPTH = 10_000  # layers
+MAX_TRACED = 200  # layers traced one by one; each costs a second of compilation or more
 
 
 def task_of(config):
@@ -36,7 +39,7 @@ def model_of(config, task, *, train: bool):
   """Returns the unbound model for the task; `train` reaches every module that has the field."""
   node, key = config.model, "config.model"
   cls = find.find("model", node.get("name"), f"{key}.name")
-  given = task.model_fields()
+  given = of_task(task.model_fields)
   missing = set(given) - set(find.fields(cls))
   if missing:
     raise ConfigError(f"{key}.name={node.name!r} does not take {', '.join(sorted(missing))}, "
@@ -52,7 +55,13 @@ def model_of(config, task, *, train: bool):
   shared = dict(dtype=_dtype(node), train=train)
   own = {k: node[k] for k in node if k in known and k not in mixers}
   _check_sizes(key, own)
+  if not own.get("width", 0):
+    raise ConfigError(f"{key}.width=0 must be at least 1, the size of the residual stream.")
   stack = functools.partial(Stack, **_stack_fields(node, key, shared))
+  traced = sum(run.period for run in stack(parent=None).runs())
+  if traced > MAX_TRACED:
+    raise ConfigError(f"{key}.depth={node.depth} makes {traced} layers that no scan can share, more than "
+                      f"{MAX_TRACED}; take {key}.scan=True and a shorter {key}.pattern.")
   fields = find.fields(cls)
   return cls(**{**own, **given, **_only(shared, fields), "stack": stack})
 
@@ -104,6 +113,52 @@ def _layer(kind, node, key, shared):
   return functools.partial(cls, **given)
 
 
+def check_layers(config, tokens: int) -> None:
+  """Traces every layer by itself, also one that the pattern leaves out, on one row of `tokens`.
+
+  Raises:
+    ConfigError: what the layer refuses, with the key of its node.
+  """
+  model = config.model
+  shared = dict(dtype=_dtype(model), train=True)
+  x_BTD = jax.ShapeDtypeStruct((1, tokens, model.width), shared["dtype"])
+  rngs = {name: jax.random.key(0) for name in ("params", "dropout")}
+  for name in model:
+    node, key = model[name], f"config.model.{name}"
+    if not isinstance(node, ml_collections.ConfigDict) or node.get("name") == "none":
+      continue
+    layer = _layer(name if name in ("norm", "channel") else "mixer", node, key, shared)(parent=None)
+    if getattr(layer, "uses_context", False):  # needs what the layers before it left
+      continue
+    try:
+      made = [jax.eval_shape(layer.init, rngs, x_BTD)]
+      made += [jax.eval_shape(lambda: layer.init_state(1))] if hasattr(layer, "init_state") else []
+    except (ValueError, TypeError, ArithmeticError, IndexError) as error:
+      raise ConfigError(_blamed(node, key, str(error))) from error
+    if any(0 in leaf.shape for leaf in jax.tree.leaves(made[0])):
+      raise ConfigError(_blamed(node, key, "one of its parameters has no elements."))
+
+
+def _blamed(node, key, text):
+  """Returns one line that names the field at fault: the one that the layer names, or one set to 0."""
+  text = line_of(text)
+  known = find.fields(find.find("mixer" if key.split(".")[-1] not in find.PLACES else
+                                key.split(".")[-1], node.name, key))
+  if (field := re.match(r"(\w+)=", text)) and field[1] in known:
+    return f"{key}.{text}"
+  for k in sorted(node):
+    if k in known and node[k] == 0 and type(node[k]) is int and known[k].default != 0:
+      return f"{key}.{k}=0 must be at least 1."
+  given = ", ".join(f"{key}.{k}={shown(node[k])}" for k in sorted(node) if k != "name")
+  return f"{given or key} cannot be built: {text}"
+
+
+def line_of(text: str) -> str:
+  """Returns the first line of an error; our own layers say all in one."""
+  lines = [line.strip() for line in text.splitlines() if line.strip()]
+  return shown(lines[0])[1:-1] if lines else "the reason is not known."
+
+
 def _fields(node, key, known):
   """Returns the node without its name, every key checked to be a field."""
   given = {k: node[k] for k in node if k != "name"}
@@ -119,10 +174,10 @@ def _fields(node, key, known):
 def _check_sizes(key, given):
   """What holds for every field of every layer: numbers are finite and no size is negative."""
   for k, value in given.items():
-    if isinstance(value, float) and not math.isfinite(value):
-      raise ConfigError(f"{key}.{k}={value} must be a finite number.")
-    if type(value) is int and value < 0:
-      raise ConfigError(f"{key}.{k}={value} must not be negative.")
+    if isinstance(value, float) and not abs(value) < LARGEST:
+      raise ConfigError(f"{key}.{k}={value} must be a number that float32 holds.")
+    if type(value) is int and not 0 <= value < 2**31:
+      raise ConfigError(f"{key}.{k}={shown(value)} must not be negative, and below 2**31.")
 
 
 def _dtype(node, key="config.model"):
@@ -140,6 +195,11 @@ def _takers(given):
   fit = [name for name in find.names("model")
          if set(given) <= set(find.fields(find.find("model", name, "")))]
   return f"take config.model.name={' or '.join(fit)}."
+
+
+def of_task(ask):
+  """Calls a method of the task; what its data cannot do is told with the key of the task."""
+  return _call("config.task", ask)
 
 
 def _call(key, make):

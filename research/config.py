@@ -9,7 +9,6 @@ not config_flags: those need it without a command line.
 
 import hashlib
 import importlib.util
-import math
 import pathlib
 import types
 
@@ -20,6 +19,17 @@ from research.errors import ConfigError, nearest, shown
 
 EXPERIMENTS = find.ROOT / "experiments"
 LEAVES = (bool, int, float, str, tuple)
+LARGEST = 3.4e38  # what float32 holds
+# What may be set although the file says nothing of it: section -> key -> type.
+OPTIONAL = {
+    "model": dict(depth=int, pattern=tuple, placement=str, dropout=float, scan=bool, remat=str,
+                  dtype=str),
+    "init": dict(kernel=str, std=float, residual=str),
+    "train": dict(log_every=int, eval_every=int, eval_batches=int, save_every=int, keep=int,
+                  nan_patience=int, stall_seconds=int),
+    "mesh": dict(data=int, fsdp=int, tensor=int, expert=int, sequence=int),
+    "sample": dict(prompt=str, tokens=int, temperature=float),
+}
 
 
 def experiment_names() -> list[str]:
@@ -79,9 +89,17 @@ def _descend(config, key):
   node, walked = config, []
   *path, leaf = key.split(".")
   for part in path:
-    if part not in node or not isinstance(node[part], ml_collections.ConfigDict):
-      at = ".".join(["config", *walked])
-      raise ConfigError(f"config.{key}: {at} has no section {shown(part)}; {nearest(part, node.keys())}")
+    at = ".".join(["config", *walked])
+    if part in OPTIONAL and node is config and part not in node:
+      with node.unlocked():
+        node[part] = ml_collections.ConfigDict()
+    if part not in node:
+      known = {k for k in node if isinstance(node[k], ml_collections.ConfigDict)}
+      known |= set(OPTIONAL) if node is config else set()
+      raise ConfigError(f"config.{key}: {at} has no section {shown(part)}; {nearest(part, known)}")
+    if not isinstance(node[part], ml_collections.ConfigDict):
+      raise ConfigError(f"config.{key}: {at}.{part}={shown(node[part])} is a value, not a section; "
+                        f"set {at}.{part} itself.")
     node, walked = node[part], [*walked, part]
   return node, leaf
 
@@ -122,9 +140,10 @@ def _rename(node, key, name):
 
 def _add_field(node, leaf, key, value):
   """Sets a leaf that the file left at the default of its class."""
-  known, of_name = {}, key.removesuffix(leaf) + "name"
+  section, of_name = key.rpartition(".")[0], key.removesuffix(leaf) + "name"
+  known = dict(OPTIONAL.get(section, {}))
   if "name" in node and _kind(of_name):
-    known = _settable(_kind(of_name), node.name, f"config.{of_name}")
+    known |= _settable(_kind(of_name), node.name, f"config.{of_name}")
   known = {k: kind for k, kind in known.items() if kind in LEAVES}
   if leaf not in known:
     raise ConfigError(f"config.{key}={shown(value)}: unknown key {shown(leaf)}; "
@@ -160,13 +179,13 @@ def _typed(key, value, kind, current=()):
     raise problem from None
   if kind is float and type(typed) is int:
     typed = float(typed)
-  if type(typed) is not kind or (kind is float and not math.isfinite(typed)):
+  if type(typed) is not kind or (kind is float and not abs(typed) < LARGEST):
     raise problem
   return typed
 
 
 def _spoken(kind):
-  return {bool: "true or false", int: "a whole number", float: "a finite number",
+  return {bool: "true or false", int: "a whole number", float: "a number that float32 holds",
           str: "text", tuple: "values separated by commas"}.get(kind, kind.__name__)
 
 

@@ -18,7 +18,7 @@ from research.errors import ConfigError, nearest, shown
 # Keys of config.optim that are ours; every other key is an argument of the rule.
 OURS = ("name", "lr", "schedule", "warmup", "steps", "final", "clip", "accumulate")
 # Rules whose update wants the loss, its curvature or per-example gradients as well.
-NEED_MORE = ("lbfgs", "momo", "momo_adam", "sophia", "dpsgd", "noisy_sgd")
+NEED_MORE = ("lbfgs", "momo", "momo_adam", "sophia", "dpsgd", "noisy_sgd", "schedule_free")
 SCHEDULES = ("constant", "cosine", "linear")
 
 
@@ -30,7 +30,7 @@ def rules() -> list[str]:
       make = getattr(module, name)
       if inspect.isfunction(make) and "learning_rate" in inspect.signature(make).parameters:
         found.append(name)
-  return [n for n in found if n not in NEED_MORE and not n.startswith("_")]
+  return [n for n in found if n not in NEED_MORE and not n.startswith(("_", "scale_by_"))]
 
 
 def arguments(name: str, key: str) -> dict:
@@ -38,8 +38,17 @@ def arguments(name: str, key: str) -> dict:
   if name not in rules():
     raise ConfigError(f"{key}={shown(name)} is no optimizer of optax; {nearest(str(name), rules())}")
   make = getattr(optax, name, None) or getattr(contrib, name)
-  skipped = ("learning_rate", "mask", "weight_decay_mask", "muon_weight_dimension_numbers")
-  return {k: p.default for k, p in inspect.signature(make).parameters.items() if k not in skipped}
+  return {k: p.default for k, p in inspect.signature(make).parameters.items()
+          if k != "learning_rate" and _is_plain(k, p.default)}
+
+
+def _is_plain(name: str, default) -> bool:
+  """Whether an argument is a number, a word or a row of numbers, not a dtype, a mask or a function."""
+  if default is None:
+    return not name.endswith(("dtype", "mask", "dimension_numbers", "optimizer"))
+  if isinstance(default, tuple):
+    return all(isinstance(x, float) for x in default)
+  return isinstance(default, (bool, int, float, str)) and not name.endswith("mask")
 
 
 def schedule_of(optim) -> optax.Schedule:
@@ -49,8 +58,8 @@ def schedule_of(optim) -> optax.Schedule:
   final, name = optim.get("final", 0.0), optim.get("schedule", "cosine")
   if lr <= 0:
     raise ConfigError(f"{key}.lr={lr} must be above 0.")
-  if steps < 1:
-    raise ConfigError(f"{key}.steps={steps} must be at least 1.")
+  if not 1 <= steps < 2**31:
+    raise ConfigError(f"{key}.steps={steps} must be from 1 to 2**31 - 1.")
   if not 0 <= warmup <= steps:
     raise ConfigError(f"{key}.warmup={warmup} must be from 0 to steps={steps}.")
   if not 0 <= final <= 1:
@@ -89,7 +98,10 @@ def optimizer_of(optim) -> optax.GradientTransformation:
   masks = {"mask": matrices, "weight_decay_mask": matrices,
            "muon_weight_dimension_numbers": muon_axes}
   given |= {k: v for k, v in masks.items() if k in takes}
-  rule = make(schedule_of(optim), **given)
+  try:
+    rule = make(schedule_of(optim), **given)
+  except (ValueError, TypeError, ArithmeticError) as error:
+    raise ConfigError(f"{key}.name={optim.name!r} refuses its arguments: {str(error)[:300]!r}") from error
   return optax.chain(optax.clip_by_global_norm(clip), rule) if clip else rule
 
 

@@ -10,6 +10,7 @@ compiled step.
 """
 
 import functools
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from research import build, initialize, optim, sample, sharding
+from research import build, count, initialize, optim, sample, sharding
 from research import state as states
 from research import step as steps
 from research.errors import ConfigError, shown
@@ -86,8 +87,8 @@ def train_settings(config) -> dict:
     if k not in TRAIN:
       raise ConfigError(f"{key}.{k}={shown(value)}: unknown key; known: {', '.join(TRAIN)}.")
     least = 1 if k in ("log_every", "keep", "nan_patience", "save_every") else 0
-    if value < least:
-      raise ConfigError(f"{key}.{k}={value} must be at least {least}.")
+    if not least <= value < 2**31:
+      raise ConfigError(f"{key}.{k}={shown(value)} must be at least {least}, and below 2**31.")
   return TRAIN | given
 
 
@@ -111,28 +112,31 @@ def make(config, *, seeds: int = 0) -> Program:
   if not 0 <= config.get("seed", 0) < 2**31:
     raise ConfigError(f"config.seed={config.seed} must be from 0 to 2**31 - 1.")
 
+  batch = _batch_shapes(task)
+  build.check_layers(config, batch["inputs"].shape[1])
   try:
-    batch = _batch_shapes(task)
     init = functools.partial(
         states.init_state, model=model, inputs=batch["inputs"], init=config.get("init", {}),
         optimizer=optimizer)
     bare = jax.eval_shape(functools.partial(init, metrics=()), 0)
     metrics = steps.metric_names(model, task, bare, batch)
     init = functools.partial(init, metrics=metrics)
+    # The shapes of `init`, without tracing it a second time.
+    abstract = bare.replace(sums={name: jax.ShapeDtypeStruct((2,), jnp.float32) for name in metrics})
     one_step = functools.partial(
         steps.train_step, model=model, task=task, optimizer=optimizer,
         schedule=optim.schedule_of(config.optim), accumulate=accumulate,
         log_every=train["log_every"])
-    jax.eval_shape(one_step, jax.eval_shape(init, 0), batch)
+    jax.eval_shape(one_step, abstract, batch)
   except ConfigError:
     raise
-  except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
-    raise ConfigError(_one_line(error)) from error
+  except (ValueError, TypeError, ArithmeticError, IndexError) as error:
+    raise ConfigError(_one_line(config, str(error))) from error
 
   if seeds:
     init = jax.vmap(init)
-  abstract = jax.eval_shape(init, jnp.arange(seeds) if seeds else 0)
-  _fits(abstract)
+    abstract = jax.tree.map(lambda s: jax.ShapeDtypeStruct((seeds, *s.shape), s.dtype), abstract)
+  _fits(config, abstract, batch, accumulate, eval_model)
   placed = sharding.of_state(abstract, mesh, stacked_seeds=bool(seeds))
   abstract = jax.tree.map(
       lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), abstract, placed)
@@ -170,7 +174,7 @@ def _jit_eval(one_eval, task, placed, mesh, seeds):
 def _batch_shapes(task):
   if task.on_device:
     return jax.eval_shape(lambda: task.batch("train", jnp.zeros((), jnp.int32)))
-  row = task.batch("train", 0, slice(0, 1))
+  row = build.of_task(lambda: task.batch("train", 0, slice(0, 1)))
   shape = lambda x: jax.ShapeDtypeStruct((task.batch_size, *x.shape[1:]), x.dtype)
   return jax.tree.map(shape, row)
 
@@ -182,21 +186,43 @@ def _known_sections(config):
       raise ConfigError(f"config.{k}: unknown section; known: {', '.join(known)}.")
 
 
-def _one_line(error) -> str:
-  """What tracing refused; our own layers say it in one line with the way out."""
-  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-  text = lines[0] if lines else type(error).__name__
-  return f"config.model does not fit together: {shown(text)[1:-1]}"
+def _one_line(config, text) -> str:
+  """What tracing the whole model refused, with the key of the field that it begins with."""
+  text = build.line_of(text)
+  if text.partition("=")[0] in config.model:
+    return f"config.model.{text}"
+  return f"config.model does not fit together: {text}"
 
 
-def _fits(abstract):
-  """Refuses a state that this machine cannot hold, before anything is allocated."""
-  need = sum(np.prod(s.shape, dtype=float) * 4 for s in jax.tree.leaves(abstract))
+def _fits(config, abstract, batch, accumulate, model):
+  """Refuses what this machine cannot hold, before anything is allocated.
+
+  Counted are the state with its gradients, the state of one sampled text, and of the
+  activations only the residual stream and the logits: what is refused cannot run, what
+  passes may still be too much.
+  """
+  state = sum(math.prod(s.shape) * 4 for s in jax.tree.leaves(abstract))
+  rows, tokens = batch["inputs"].shape[0] // accumulate, batch["inputs"].shape[1]
+  width = config.model.depth * config.model.width + getattr(config.task, "vocab", 0)
+  need = 1.4 * state + 2.0 * rows * tokens * width
+  if config.get("sample", {}).get("tokens", 0):
+    need += count.state_bytes(model)
   if jax.default_backend() == "cpu":
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
   else:
     have = len(jax.devices()) * (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 2**62)
-  # While a step runs, gradients stand beside the state.
-  if 1.4 * need > have:
-    raise ConfigError(f"config.model: parameters and optimizer need {1.4 * need / 1e9:.1f} GB, "
-                      f"{have / 1e9:.1f} GB are here; make width, depth or hidden smaller.")
+  if need > have:
+    size, key = max(_sizes(config.task, "config.task") + _sizes(config.model, "config.model"))
+    raise ConfigError(f"config.model: parameters, optimizer and activations need {need / 1e9:.4g} GB or more, "
+                      f"{have / 1e9:.1f} GB are here; the largest size is {key}={shown(size)}: make it smaller.")
+
+
+def _sizes(node, key):
+  """Returns [(number, its key)] of all whole numbers below a node but seeds."""
+  found = []
+  for k in node:
+    if hasattr(node[k], "keys"):
+      found += _sizes(node[k], f"{key}.{k}")
+    elif type(node[k]) is int and k != "seed":
+      found.append((node[k], f"{key}.{k}"))
+  return found

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 
 from research.errors import ConfigError, shown
 
+MAX_TOKENS = 10**6
+
 
 def check(sample) -> None:
-  """Refuses a negative length or temperature."""
+  """Refuses a length or temperature that no text has."""
   key = "config.sample"
-  if sample.get("tokens", 0) < 0:
-    raise ConfigError(f"{key}.tokens={sample.tokens} must not be negative; 0 samples nothing.")
+  if not 0 <= sample.get("tokens", 0) <= MAX_TOKENS:
+    raise ConfigError(f"{key}.tokens={sample.tokens} must be from 0 to {MAX_TOKENS}; 0 samples nothing.")
   if sample.get("temperature", 1.0) < 0:
     raise ConfigError(f"{key}.temperature={sample.temperature} must not be negative; "
                       "0 takes the likeliest token.")

@@ -58,7 +58,7 @@ def check_batch(mesh, batch_size: int, accumulate: int) -> None:
     raise ConfigError(f"config.optim.accumulate={accumulate} must be at least 1.")
   if batch_size % (accumulate * shards):
     raise ConfigError(
-        f"config.task.batch_size={batch_size} must be a multiple of accumulate={accumulate} x "
+        f"config.task.batch_size={batch_size} must be a multiple of config.optim.accumulate={accumulate} x "
         f"data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} = {accumulate * shards}.")
 
 

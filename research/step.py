@@ -86,7 +86,7 @@ def train_step(state: TrainState, batch, *, model, task, optimizer, schedule, ac
   """
   grads, metrics, extra = gradient(model, task, state, batch, accumulate)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  own = (jnp.asarray(schedule(state.step)), *map(optax.global_norm, (grads, updates, state.params)))
+  own = (jnp.asarray(schedule(state.step)), *map(optax.tree.norm, (grads, updates, state.params)))
   metrics |= {name: (value, jnp.ones(())) for name, value in zip(OWN, own)}
   loss, weight = metrics["loss"]
   finite = jnp.all(jnp.isfinite(jnp.stack([loss, weight, own[1], own[2]])))

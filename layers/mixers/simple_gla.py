@@ -23,6 +23,8 @@ from pallas_kernels.chunk_recurrence import chunk_recurrence
 
 # Dims: B batch, T tokens, H heads, K key width, V value width, D model, F features.
 
+MAX_CONV = 64  # tokens; each is a multiplication of its own in the program
+
 
 def decay_bias(half_life, tau):
   """Returns b such that sigmoid(b)^(1 / tau) halves the state in `half_life` tokens."""
@@ -69,6 +71,8 @@ class SimpleGatedLinearAttention(nn.Module):
   def __call__(self, x_BTD, state=None, segment_ids=None):
     if self.half_life <= 0 or self.tau <= 0:
       raise ValueError(f"half_life={self.half_life} tokens and tau={self.tau} must be above 0.")
+    if self.conv > MAX_CONV:
+      raise ValueError(f"conv={self.conv} tokens must be at most {MAX_CONV}; the convolution is a short one.")
     past, final = state or {}, {}
 
     def project(width, name):
