@@ -28,8 +28,8 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
 
   config.model = ml_collections.ConfigDict()
   config.model.name = "lm.LM"
-  config.model.depth = {"cpu": 4, "smoke": 2, "paper": 24}[preset]
-  config.model.width = {"cpu": 128, "smoke": 64, "paper": 1024}[preset]
+  config.model.depth = {"cpu": 4, "smoke": 4, "paper": 24}[preset]
+  config.model.width = {"cpu": 128, "smoke": 48, "paper": 1024}[preset]
   config.model.placement = "pre"
   config.model.pattern = ("mixer", "mixer", "mixer", "attention")
   config.model.tied = False

@@ -67,16 +67,13 @@ def model_of(config, task, *, train: bool):
 
 
 def _stack_fields(node, key, shared):
-  depth = node.get("depth", 0)
+  depth, dropout, remat, pattern = node.depth, node.dropout, node.remat, node.pattern
   if not 1 <= depth <= MAX_DEPTH:
     raise ConfigError(f"{key}.depth={depth} must be from 1 to {MAX_DEPTH} layers.")
-  dropout = node.get("dropout", 0.0)
   if not 0 <= dropout < 1:
     raise ConfigError(f"{key}.dropout={dropout} must be at least 0 and below 1.")
-  remat = node.get("remat", "none")
   if remat not in REMAT:
     raise ConfigError(f"{key}.remat={shown(remat)} is unknown; {nearest(remat, REMAT)}")
-  pattern = node.get("pattern", ("mixer",))
   if not pattern:
     raise ConfigError(f"{key}.pattern is empty; name at least one mixer node, such as 'mixer'.")
   kinds = {"norm", "channel"}
@@ -91,11 +88,11 @@ def _stack_fields(node, key, shared):
     channel = _layer("channel", channel, f"{key}.channel", shared)
   else:
     channel = None
-  place = _call(key, functools.partial(placement, node.get("placement", "pre"), depth))
+  place = _call(key, functools.partial(placement, node.placement, depth))
   return dict(
       mixers=tuple(made[pattern[layer % len(pattern)]] for layer in range(depth)),
       channel=channel, norm=_layer("norm", node.norm, f"{key}.norm", shared),
-      placement=place, dropout=dropout, scan=node.get("scan", True), remat=remat,
+      placement=place, dropout=dropout, scan=node.scan, remat=remat,
       train=shared["train"])
 
 

@@ -14,22 +14,12 @@ import types
 
 import ml_collections
 
-from research import find
+from research import defaults, find
 from research.errors import ConfigError, nearest, shown
 
 EXPERIMENTS = find.ROOT / "experiments"
 LEAVES = (bool, int, float, str, tuple)
 LARGEST = 3.4e38  # what float32 holds
-# What may be set although the file says nothing of it: section -> key -> type.
-OPTIONAL = {
-    "model": dict(depth=int, pattern=tuple, placement=str, dropout=float, scan=bool, remat=str,
-                  dtype=str),
-    "init": dict(kernel=str, std=float, residual=str),
-    "train": dict(log_every=int, eval_every=int, eval_batches=int, save_every=int, keep=int,
-                  nan_patience=int, stall_seconds=int),
-    "mesh": dict(data=int, fsdp=int, tensor=int, expert=int, sequence=int),
-    "sample": dict(prompt=str, tokens=int, temperature=float),
-}
 
 
 def experiment_names() -> list[str]:
@@ -59,7 +49,7 @@ def load(spec: str) -> tuple[str, str, ml_collections.ConfigDict]:
   presets = getattr(module, "PRESETS", ("cpu",))
   if preset not in presets:
     raise ConfigError(f"--config={shown(spec)}: no preset {shown(preset)}; {nearest(preset, presets)}")
-  return pathlib.Path(file).stem, preset, module.get_config(preset)
+  return pathlib.Path(file).stem, preset, defaults.complete(module.get_config(preset))
 
 
 def override(config: ml_collections.ConfigDict, overrides: dict[str, object]) -> list[str]:
@@ -90,12 +80,8 @@ def _descend(config, key):
   *path, leaf = key.split(".")
   for part in path:
     at = ".".join(["config", *walked])
-    if part in OPTIONAL and node is config and part not in node:
-      with node.unlocked():
-        node[part] = ml_collections.ConfigDict()
     if part not in node:
       known = {k for k in node if isinstance(node[k], ml_collections.ConfigDict)}
-      known |= set(OPTIONAL) if node is config else set()
       raise ConfigError(f"config.{key}: {at} has no section {shown(part)}; {nearest(part, known)}")
     if not isinstance(node[part], ml_collections.ConfigDict):
       raise ConfigError(f"config.{key}: {at}.{part}={shown(node[part])} is a value, not a section; "
@@ -140,10 +126,9 @@ def _rename(node, key, name):
 
 def _add_field(node, leaf, key, value):
   """Sets a leaf that the file left at the default of its class."""
-  section, of_name = key.rpartition(".")[0], key.removesuffix(leaf) + "name"
-  known = dict(OPTIONAL.get(section, {}))
+  known, of_name = {}, key.removesuffix(leaf) + "name"
   if "name" in node and _kind(of_name):
-    known |= _settable(_kind(of_name), node.name, f"config.{of_name}")
+    known = _settable(_kind(of_name), node.name, f"config.{of_name}")
   known = {k: kind for k, kind in known.items() if kind in LEAVES}
   if leaf not in known:
     raise ConfigError(f"config.{key}={shown(value)}: unknown key {shown(leaf)}; "

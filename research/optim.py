@@ -54,8 +54,8 @@ def _is_plain(name: str, default) -> bool:
 def schedule_of(optim) -> optax.Schedule:
   """Returns the learning rate as a function of the step."""
   key = "config.optim"
-  lr, warmup, steps = optim.lr, optim.get("warmup", 0), optim.steps
-  final, name = optim.get("final", 0.0), optim.get("schedule", "cosine")
+  lr, warmup, steps = optim.lr, optim.warmup, optim.steps
+  final, name = optim.final, optim.schedule
   if lr <= 0:
     raise ConfigError(f"{key}.lr={lr} must be above 0.")
   if not 1 <= steps < 2**31:
@@ -89,7 +89,7 @@ def optimizer_of(optim) -> optax.GradientTransformation:
   for k, value in given.items():
     if k not in known:
       raise ConfigError(f"{key}.{k}={shown(value)}: unknown key; {nearest(k, [*known, *OURS])}")
-  clip = optim.get("clip", 0.0)
+  clip = optim.clip
   if clip < 0:
     raise ConfigError(f"{key}.clip={clip} must be 0 (off) or a positive norm.")
   _check_rates(key, given)

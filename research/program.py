@@ -24,22 +24,16 @@ from research import state as states
 from research import step as steps
 from research.errors import ConfigError, shown
 
-TRAIN = dict(log_every=10, eval_every=0, eval_batches=16, save_every=200, keep=2,
-             nan_patience=5, stall_seconds=0)
-
-
 class Program(NamedTuple):
   """What `make` returns; see the file's first lines.
 
   Attributes:
-    train: `config.train` with every default filled in.
     abstract: shapes and shardings of the state.
     batch: shapes of one global batch.
     seeds: number of models trained side by side, 0 for one without the axis.
   """
 
   config: Any
-  train: dict
   task: Any
   model: Any
   optimizer: optax.GradientTransformation
@@ -65,7 +59,7 @@ class Program(NamedTuple):
     Data made on the device never ends; there the usual number is all.
     """
     if not hasattr(self.task, "batches"):
-      return limit or max(1, self.train["eval_batches"])
+      return limit or max(1, self.config.train.eval_batches)
     whole = self.task.batches("validation")
     return min(limit, whole) if limit else whole
 
@@ -80,16 +74,12 @@ class Program(NamedTuple):
     return {f"eval/{k}": v[..., 0] / v[..., 1] for k, v in total.items()}
 
 
-def train_settings(config) -> dict:
-  """Returns `config.train` over its defaults, checked."""
-  given, key = dict(config.get("train", {})), "config.train"
-  for k, value in given.items():
-    if k not in TRAIN:
-      raise ConfigError(f"{key}.{k}={shown(value)}: unknown key; known: {', '.join(TRAIN)}.")
+def check_train(train) -> None:
+  """Refuses a setting of `config.train` that counts nothing."""
+  for k, value in train.items():
     least = 1 if k in ("log_every", "keep", "nan_patience", "save_every") else 0
     if not least <= value < 2**31:
-      raise ConfigError(f"{key}.{k}={shown(value)} must be at least {least}, and below 2**31.")
-  return TRAIN | given
+      raise ConfigError(f"config.train.{k}={shown(value)} must be at least {least}, and below 2**31.")
 
 
 def make(config, *, seeds: int = 0) -> Program:
@@ -99,24 +89,23 @@ def make(config, *, seeds: int = 0) -> Program:
     ConfigError: a name, key, number or combination that cannot run, or that does
       not fit this machine's memory.
   """
-  _known_sections(config)
-  train = train_settings(config)
+  check_train(config.train)
   task = build.task_of(config)
   model = build.model_of(config, task, train=True)
   eval_model = build.model_of(config, task, train=False)
-  initialize.check(config.get("init", {}))
-  sample.check(config.get("sample", {}))
-  optimizer, accumulate = optim.optimizer_of(config.optim), config.optim.get("accumulate", 1)
+  initialize.check(config.init)
+  sample.check(config.sample)
+  optimizer, accumulate = optim.optimizer_of(config.optim), config.optim.accumulate
   mesh = sharding.mesh_of(config)
   sharding.check_batch(mesh, config.task.batch_size, accumulate)
-  if not 0 <= config.get("seed", 0) < 2**31:
+  if not 0 <= config.seed < 2**31:
     raise ConfigError(f"config.seed={config.seed} must be from 0 to 2**31 - 1.")
 
   batch = _batch_shapes(task)
   build.check_layers(config, batch["inputs"].shape[1])
   try:
     init = functools.partial(
-        states.init_state, model=model, inputs=batch["inputs"], init=config.get("init", {}),
+        states.init_state, model=model, inputs=batch["inputs"], init=config.init,
         optimizer=optimizer)
     bare = jax.eval_shape(functools.partial(init, metrics=()), 0)
     metrics = steps.metric_names(model, task, bare, batch)
@@ -126,7 +115,7 @@ def make(config, *, seeds: int = 0) -> Program:
     one_step = functools.partial(
         steps.train_step, model=model, task=task, optimizer=optimizer,
         schedule=optim.schedule_of(config.optim), accumulate=accumulate,
-        log_every=train["log_every"])
+        log_every=config.train.log_every)
     jax.eval_shape(one_step, abstract, batch)
   except ConfigError:
     raise
@@ -142,7 +131,7 @@ def make(config, *, seeds: int = 0) -> Program:
       lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), abstract, placed)
   one_eval = functools.partial(steps.eval_step, model=eval_model, task=task)
   return Program(
-      config=config, train=train, task=task, model=eval_model, optimizer=optimizer, mesh=mesh,
+      config=config, task=task, model=eval_model, optimizer=optimizer, mesh=mesh,
       abstract=abstract, batch=batch, seeds=seeds,
       init=jax.jit(init, out_shardings=placed),
       step=_jit_step(one_step, task, mesh, placed, seeds),
@@ -179,13 +168,6 @@ def _batch_shapes(task):
   return jax.tree.map(shape, row)
 
 
-def _known_sections(config):
-  known = ("seed", "task", "model", "init", "optim", "train", "mesh", "sample")
-  for k in config:
-    if k not in known:
-      raise ConfigError(f"config.{k}: unknown section; known: {', '.join(known)}.")
-
-
 def _one_line(config, text) -> str:
   """What tracing the whole model refused, with the key of the field that it begins with."""
   text = build.line_of(text)
@@ -205,7 +187,7 @@ def _fits(config, abstract, batch, accumulate, model):
   rows, tokens = batch["inputs"].shape[0] // accumulate, batch["inputs"].shape[1]
   width = config.model.depth * config.model.width + getattr(config.task, "vocab", 0)
   need = 1.4 * state + 2.0 * rows * tokens * width
-  if config.get("sample", {}).get("tokens", 0):
+  if config.sample.tokens:
     need += count.state_bytes(model)
   if jax.default_backend() == "cpu":
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

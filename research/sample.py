@@ -17,13 +17,13 @@ MAX_TOKENS = 10**6
 def check(sample) -> None:
   """Refuses a length or temperature that no text has."""
   key = "config.sample"
-  if not 0 <= sample.get("tokens", 0) <= MAX_TOKENS:
+  if not 0 <= sample.tokens <= MAX_TOKENS:
     raise ConfigError(f"{key}.tokens={sample.tokens} must be from 0 to {MAX_TOKENS}; 0 samples nothing.")
-  if sample.get("temperature", 1.0) < 0:
+  if sample.temperature < 0:
     raise ConfigError(f"{key}.temperature={sample.temperature} must not be negative; "
                       "0 takes the likeliest token.")
-  if sample.get("tokens", 0) and not sample.get("prompt", ""):
-    raise ConfigError(f"{key}.prompt={shown(sample.get('prompt', ''))} must not be empty.")
+  if sample.tokens and not sample.prompt:
+    raise ConfigError(f"{key}.prompt={shown(sample.prompt)} must not be empty.")
 
 
 @functools.partial(jax.jit, static_argnames=("model", "length"))

@@ -174,14 +174,14 @@ def _leave_behind(name, program, state, out, final, baselines, unit):
 
 def _sample(program, state):
   """Returns the prompt and what the model makes of it, where the task is text."""
-  node, task = program.config.get("sample", {}), program.task
-  if not node.get("tokens", 0) or not hasattr(task, "decode"):
+  node, task = program.config.sample, program.task
+  if not node.tokens or not hasattr(task, "decode"):
     return ""
   prompt = task.encode(node.prompt)
   variables = {"params": state.params, **state.extra}
   drawn = sample.generate(program.model, variables, jnp.asarray(prompt)[None],
                           jax.random.key(program.config.seed), length=node.tokens,
-                          temperature=node.get("temperature", 1.0))
+                          temperature=node.temperature)
   return task.decode(np.concatenate([prompt, np.asarray(drawn[0])]))
 
 

@@ -7,6 +7,8 @@ and fsdp; a parameter over fsdp and tensor by the names of its axes
 differ between meshes only by the order of sums.
 """
 
+import math
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -27,8 +29,7 @@ def mesh_of(config) -> jax.sharding.Mesh:
   Raises:
     ConfigError: the sizes do not multiply to the number of devices.
   """
-  node = config.get("mesh", {})
-  sizes = {axis: node.get(axis, 0 if axis == "data" else 1) for axis in AXES}
+  sizes = {axis: config.mesh[axis] for axis in AXES}
   key = "config.mesh"
   for axis, size in sizes.items():
     if size < (0 if axis == "data" else 1):
@@ -38,10 +39,9 @@ def mesh_of(config) -> jax.sharding.Mesh:
       raise ConfigError(f"{key}.{axis}={sizes[axis]}: this axis is reserved; nothing is split "
                         "over it yet, so it must be 1.")
   devices = jax.devices()
-  fixed = int(np.prod([max(1, s) for s in sizes.values()], dtype=object))
   if not sizes["data"]:
-    sizes["data"] = max(1, len(devices) // fixed)
-  total = fixed * sizes["data"] if not node.get("data", 0) else fixed
+    sizes["data"] = max(1, len(devices) // math.prod(sizes[a] for a in AXES if a != "data"))
+  total = math.prod(sizes.values())
   if total != len(devices):
     asked = " x ".join(f"{a}={s}" for a, s in sizes.items() if s > 1) or "1"
     raise ConfigError(f"{key}: {asked} makes {total} devices, but {len(devices)} are here; "

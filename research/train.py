@@ -49,8 +49,8 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
     progress: shows where the run is.
     dashboard: called with each record of the first model, or None.
   """
-  config, settings, total = program.config, program.train, program.config.optim.steps
-  checkpoints = Checkpoints(directory / "ckpt", identity=identity, keep=settings["keep"])
+  config, settings, total = program.config, program.config.train, program.config.optim.steps
+  checkpoints = Checkpoints(directory / "ckpt", identity=identity, keep=settings.keep)
   found = checkpoints.restore(program.abstract)
   start, state = found if found else (0, program.init(seeds))
   if found:
@@ -63,7 +63,7 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
   with contextlib.ExitStack() as stack:
     batches = _batches(program, start, stack)
     stop = stack.enter_context(Interrupt())
-    watchdog = stack.enter_context(Watchdog(settings["stall_seconds"]))
+    watchdog = stack.enter_context(Watchdog(settings.stall_seconds))
     for file in files:
       stack.callback(file.close)
     stack.callback(checkpoints.close)
@@ -76,24 +76,24 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
       recompiled += compiles.count - before if step > start + 2 else 0
       # Looking two steps back never waits for the device.
       streaks.append(streak)
-      if len(streaks) > 2 and np.max(streaks.popleft()) >= settings["nan_patience"]:
+      if len(streaks) > 2 and np.max(streaks.popleft()) >= settings.nan_patience:
         return _diverged(program, state, directory, say)
 
-      if step % settings["log_every"] == 0 or step == total:
+      if step % settings.log_every == 0 or step == total:
         records = _records(program, state, step, clock, since, recompiled)
         clock, since = time.monotonic(), step
         _write(files, records, dashboard)
         progress.update(step, np.mean([r["loss"] for r in records]), records[0]["tokens_per_s"])
-      every = settings["eval_every"]
+      every = settings.eval_every
       if step == total or (every and step % every == 0):
         begun = time.monotonic()
-        limit = 0 if step == total else settings["eval_batches"]
+        limit = 0 if step == total else settings.eval_batches
         evaluated = _per_model({"step": step, **program.evaluated(state, limit)}, len(files))
         _write(files, evaluated, dashboard)
         say(_spoken(step, evaluated))
         clock += time.monotonic() - begun  # tokens per second are those of training
       stopping = stop.at(step)
-      if stopping or step == total or step % settings["save_every"] == 0:
+      if stopping or step == total or step % settings.save_every == 0:
         for file in files:
           file.sync()
         checkpoints.save(step, state)
@@ -103,7 +103,7 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
             f"stopped at step {step}, but the save failed: {checkpoints.error}")
         return Outcome(exit_codes.PREEMPTED if saved else exit_codes.CRASH, state, [])
     checkpoints.wait()
-    if np.max(np.asarray(state.streak)) >= settings["nan_patience"]:
+    if np.max(np.asarray(state.streak)) >= settings.nan_patience:
       return _diverged(program, state, directory, say)
 
   if evaluated is None:  # the run was cut between its last save and its end
