@@ -2,7 +2,8 @@
 
 A layer whose paper needs more than x (a router with a recurrence over depth,
 shared keys and values, sets of active tokens) declares `uses_context = True`
-and has the signature `y, context = layer(x, context)`. It finds the index of
+and has the signature `y, context = channel(x, context)`, a mixer
+`y, state, context = mixer(x, state, segment_ids, context)`. It finds the index of
 its layer in `context.layer` and its own cross-layer state under its own key of
 `context.carry`; `init_carry(batch, tokens)` of that layer gives the state
 before the first layer, a dict with that one key.

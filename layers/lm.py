@@ -1,8 +1,10 @@
 """The language model: token embedding, residual stack, head."""
 
 from collections.abc import Callable
+import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from layers.positions import LearnedPositions
@@ -45,9 +47,12 @@ class LM(nn.Module):
       positions = LearnedPositions(self.max_positions, self.embedding_std, name="positions")
       x_BTD, seen_B = positions(x_BTD, seen_B, segment_ids)
     x_BTD, stack_states = self.stack(name="stack")(x_BTD, stack_states, segment_ids)
+    # Products in `dtype`, sums in float32: a logit of 25 in bfloat16 is off by up to 0.06.
+    wide = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
     if self.tied:
-      logits_BTV = embed.attend(x_BTD)
+      logits_BTV = wide(x_BTD, embed.embedding.astype(self.dtype), (((2,), (1,)), ((), ())))
     else:
-      logits_BTV = nn.Dense(self.vocab, use_bias=False, dtype=self.dtype, name="head")(x_BTD)
+      logits_BTV = nn.Dense(self.vocab, use_bias=False, dtype=self.dtype, dot_general=wide,
+                            name="head")(x_BTD)
     states = None if states is None else dict(seen_B=seen_B, stack=stack_states)
-    return logits_BTV.astype(jnp.float32), states
+    return logits_BTV, states

@@ -94,7 +94,7 @@ def make(config, *, seeds: int = 0) -> Program:
   model = build.model_of(config, task, train=True)
   eval_model = build.model_of(config, task, train=False)
   initialize.check(config.init)
-  sample.check(config.sample)
+  sample.check(config.sample, config.model.get("max_positions", 0))
   optimizer, accumulate = optim.optimizer_of(config.optim), config.optim.accumulate
   mesh = sharding.mesh_of(config)
   sharding.check_batch(mesh, config.task.batch_size, accumulate)

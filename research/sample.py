@@ -14,8 +14,8 @@ from research.errors import ConfigError, shown
 MAX_TOKENS = 10**6
 
 
-def check(sample) -> None:
-  """Refuses a length or temperature that no text has."""
+def check(sample, max_positions: int) -> None:
+  """Refuses a length or temperature that no text has, and more text than there are positions."""
   key = "config.sample"
   if not 0 <= sample.tokens <= MAX_TOKENS:
     raise ConfigError(f"{key}.tokens={sample.tokens} must be from 0 to {MAX_TOKENS}; 0 samples nothing.")
@@ -24,6 +24,10 @@ def check(sample) -> None:
                       "0 takes the likeliest token.")
   if sample.tokens and not sample.prompt:
     raise ConfigError(f"{key}.prompt={shown(sample.prompt)} must not be empty.")
+  longest = sample.tokens + len(sample.prompt.encode())
+  if sample.tokens and 0 < max_positions < longest:
+    raise ConfigError(f"{key}.tokens={sample.tokens} and the prompt make {longest} tokens, more than "
+                      f"config.model.max_positions={max_positions}; sample fewer.")
 
 
 @functools.partial(jax.jit, static_argnames=("model", "length"))
