@@ -23,7 +23,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
   config.task.path = ""
   config.task.data_dir = ""
   config.task.tokens = {"cpu": 256, "smoke": 128, "paper": 2048}[preset]
-  config.task.batch_size = {"cpu": 16, "smoke": 8, "paper": 256}[preset]  # sequences, over all hosts
+  config.task.batch_size = {"cpu": 8, "smoke": 8, "paper": 256}[preset]  # sequences, over all hosts
   config.task.seed = 0
 
   config.model = ml_collections.ConfigDict()
@@ -63,7 +63,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
   config.optim.lr = 3e-3
   config.optim.schedule = "cosine"
   config.optim.warmup = {"cpu": 50, "smoke": 5, "paper": 2000}[preset]  # steps
-  config.optim.steps = {"cpu": 600, "smoke": 40, "paper": 100_000}[preset]
+  config.optim.steps = {"cpu": 850, "smoke": 40, "paper": 100_000}[preset]
   config.optim.final = 0.05  # of lr
   config.optim.b2 = 0.98
   config.optim.weight_decay = 0.1
