@@ -13,7 +13,6 @@ from research import build
 from research import initialize
 from research import program as programs
 from research import replay
-from research.data import cache
 from research.metrics import read
 from research.tasks.parity import Parity
 from tests.research import toy
@@ -32,6 +31,9 @@ class Poisoned(Parity):
     hurt = (split == "train") & (step >= self.first) & (step <= self.last)
     return batch | {"weights": batch["weights"].at[3].multiply(jnp.where(hurt, self.poison, 1.0))}
 
+  def fingerprint(self):
+    return {"dataset": "poisoned"}
+
 
 class PoisonedFile(Poisoned):
   """The same from the host: its last batch must be in the post-mortem."""
@@ -40,11 +42,6 @@ class PoisonedFile(Poisoned):
 
   def batch(self, split, step, rows=slice(None)):
     return jax.tree.map(np.asarray, super().batch(split, step, rows))
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-  monkeypatch.setattr(cache, "roots", lambda: [tmp_path / "cache"])
 
 
 def _run(tmp_path, monkeypatch, task, *argv):
