@@ -78,11 +78,11 @@ def placement(name: str, depth: int) -> Placement:
   """
   if depth < 1:
     raise ValueError(f"depth={depth} must be at least 1 layer.")
-  row, _, post_layers = name.partition(":")
-  if row not in TABLE or (post_layers and row != "mix"):
+  row, colon, post_layers = name.partition(":")
+  if row not in TABLE or (colon and row != "mix"):
     raise ValueError(f"placement={name!r} is not a row of the table; choose from "
                      f"{', '.join(TABLE)} or mix:N.")
-  if not post_layers:
+  if not colon:
     return TABLE[row](depth)
   if not post_layers.isdecimal() or int(post_layers) > depth:
     raise ValueError(f"placement={name!r}: the number of Post-LN layers must be a whole "

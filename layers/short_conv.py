@@ -56,7 +56,7 @@ def short_conv(x_BTF, filter_WF, past_BPF=None, segment_ids_BT=None):
 
 
 class ShortConv(nn.Module):
-  """The convolution with its filter; starts as a random filter of unit gain / sqrt(W).
+  """The convolution with its filter; starts uniform, with mean square 1 / W per channel.
 
   Attributes:
     width: W, in tokens.
@@ -66,6 +66,8 @@ class ShortConv(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTF, past_BPF=None, segment_ids_BT=None):
-    bound = nn.initializers.variance_scaling(1.0, "fan_in", "uniform", in_axis=0, out_axis=())
-    filter_WF = self.param("filter", bound, (self.width, x_BTF.shape[-1]))
+    # Every channel is a filter of its own: F must not count into the fan.
+    unit = nn.initializers.variance_scaling(
+        1.0, "fan_in", "uniform", in_axis=0, out_axis=(), batch_axis=1)
+    filter_WF = self.param("filter", unit, (self.width, x_BTF.shape[-1]))
     return short_conv(x_BTF, filter_WF, past_BPF, segment_ids_BT)

@@ -32,6 +32,9 @@ class MLP(nn.Module):
   def __call__(self, x_BTD):
     D = x_BTD.shape[-1]
     F = self.hidden or round(self.expansion * D)
+    if F < 1:
+      raise ValueError(f"expansion={self.expansion} leaves no features at width {D}; "
+                       "give a larger one, or hidden.")
     h_BTF = nn.Dense(F, use_bias=self.bias, dtype=self.dtype, name="up")(x_BTD)
     h_BTF = activation(self.activation)(h_BTF)
     return nn.Dense(D, use_bias=self.bias, dtype=self.dtype, name="down")(h_BTF)

@@ -23,7 +23,9 @@ from pallas_kernels.chunk_recurrence import chunk_recurrence
 
 def half_life_bias(half_life):
   """Returns b such that a = exp(-softplus(b)) halves the state in `half_life` tokens."""
-  return math.log(math.expm1(math.log(2.0) / half_life))
+  rate = math.log(2.0) / half_life
+  # log(expm1(rate)), without the overflow of a half-life far below one token.
+  return rate + math.log(-math.expm1(-rate))
 
 
 class ScalarDecayAttention(nn.Module):

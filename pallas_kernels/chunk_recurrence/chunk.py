@@ -25,7 +25,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from pallas_kernels import compat
-from pallas_kernels.chunk_recurrence.matrix import dot, lower, solve, transpose
+from pallas_kernels.chunk_recurrence.matrix import dot, iotas, lower, solve, transpose
 from pallas_kernels.chunk_recurrence.vector_scores import vector_scores
 
 # Dims: C rows of a chunk, K key width, V value width, W = 1 or K (width of the gate).
@@ -75,7 +75,7 @@ def weigh(q_CK, k_CK, g_CW, beta_C1, segment_C1, carried_11, *, scale, sub_block
     last_1W = G_CW[..., C - 1:, :]
     decay_in_CW = _exp_where(entry_C1, G_CW)
     q_in_CK = q_CK.astype(wide) * (scale * decay_in_CW)
-    k_out_CK = k_CK.astype(wide) * _exp_where(exit_C1, last_1W - G_CW)
+    k_out_CK = k_CK.astype(wide) * _exp_where(exit_C1, _off(last_1W - G_CW, C - 1))
     keep_W1 = jnp.exp(transpose(last_1W))
     if beta_C1 is not None:
       k_in_CK = k_CK.astype(wide) * decay_in_CW
@@ -94,7 +94,8 @@ def weigh(q_CK, k_CK, g_CW, beta_C1, segment_C1, carried_11, *, scale, sub_block
     if beta_C1 is not None:
       erase_CC = lower(dot(k_CK, transpose(k_CK)) * beta_C1, same_CC, strict=True)
   else:
-    gap_CC = G_CW - transpose(G_CW)
+    # The diagonal is a constant: its two gradients cancel, but not when rounded beside exp(-10).
+    gap_CC = lower(G_CW - transpose(G_CW), strict=True)
     decay_CC = jnp.exp(lower(gap_CC, same_CC, strict=False, other=-jnp.inf))
     mix_CC = dot(q_CK, transpose(k_CK)) * (decay_CC * scale)
     if beta_C1 is not None:
@@ -141,6 +142,12 @@ def _masks(segment_C1, carried_11):
   last_11 = segment_C1[..., -1:, :]
   return (segment_C1 == transpose(segment_C1), segment_C1 == carried_11,
           segment_C1 == last_11, carried_11 == last_11)
+
+
+def _off(x_CW, row):
+  """x with zeros, that no gradient enters, in one row."""
+  rows, _ = iotas(x_CW.shape)
+  return jnp.where(rows == row, jnp.zeros_like(x_CW), x_CW)
 
 
 def _where(mask, x):

@@ -50,7 +50,11 @@ def _backward(sub_block, residuals, dscores):
   dscores = tuple(d.reshape(-1, C, C) for d in dscores)
   drows, dk = _gradients(tuple(map(merge, rows)), merge(k), merge(G), dscores, sub_block)
   drows, dk = tuple(d.reshape(k.shape) for d in drows), dk.reshape(k.shape)
+  # Diagonal scores see no gate. Leaving them out here keeps the digits of gradients as small as exp(-10).
   dG = sum(x * dx for x, dx in zip(rows, drows)) - k * dk
+  own = tuple(jnp.diagonal(d, axis1=1, axis2=2).reshape(*k.shape[:-1], 1) for d in dscores)
+  drows = tuple(dx + d * k for dx, d in zip(drows, own))
+  dk = dk + sum(d * x for d, x in zip(own, rows))
   return tuple(dx.astype(k.dtype) for dx in drows), dk.astype(k.dtype), dG
 
 
@@ -108,21 +112,24 @@ def _pairs(x, k, G):
 
 
 def _pair_gradients(rows, k, G, dscores):
+  """Gradients of x and k through the pairs below the diagonal."""
   C = k.shape[1]
-  columns = [k[:, j:j + 1] * _decay_from(G, j) for j in range(C)]
-  drows = tuple(sum(ds[:, :, j:j + 1] * columns[j] for j in range(C)) for ds in dscores)
+  if C == 1:
+    return tuple(jnp.zeros_like(k, G.dtype) for _ in rows), jnp.zeros_like(k, G.dtype)
+  columns = [k[:, j:j + 1] * _decay_from(G, j, strict=True) for j in range(C - 1)]
+  drows = tuple(sum(ds[:, :, j:j + 1] * columns[j] for j in range(C - 1)) for ds in dscores)
   dk = sum(sum(ds[:, i:i + 1].swapaxes(1, 2) * x[:, i:i + 1] for x, ds in zip(rows, dscores))
-           * _decay_to(G, i) for i in range(C))
+           * _decay_to(G, i) for i in range(1, C))
   return drows, dk
 
 
-def _decay_from(G, j):
-  """exp(G_i - G_j) for i >= j, zero for earlier rows i; the mask comes before the exponential."""
-  later = jax.lax.broadcasted_iota(jnp.int32, G.shape, 1) >= j
+def _decay_from(G, j, strict=False):
+  """exp(G_i - G_j) for i >= j (i > j), zero for other rows i; the mask comes before the exponential."""
+  later = jax.lax.broadcasted_iota(jnp.int32, G.shape, 1) >= j + strict
   return jnp.exp(jnp.where(later, G - G[:, j:j + 1], -jnp.inf))
 
 
 def _decay_to(G, i):
-  """exp(G_i - G_j) for j <= i, zero for later rows j."""
-  earlier = jax.lax.broadcasted_iota(jnp.int32, G.shape, 1) <= i
+  """exp(G_i - G_j) for j < i, zero for other rows j."""
+  earlier = jax.lax.broadcasted_iota(jnp.int32, G.shape, 1) < i
   return jnp.exp(jnp.where(earlier, G[:, i:i + 1] - G, -jnp.inf))

@@ -69,8 +69,8 @@ def _reader(source, keep: int) -> Callable[[int], tuple[np.ndarray, int]]:
   return read
 
 
-def _by_name(dataset: str, data_dir: str) -> Images:
-  builder = prepared.open_prepared(dataset, data_dir)
+def _by_name(dataset: str, data_dir: str, download: bool) -> Images:
+  builder = prepared.open_prepared(dataset, data_dir, download)
   import tensorflow_datasets as tfds
 
   features = dict(builder.info.features)
@@ -95,10 +95,10 @@ def _by_name(dataset: str, data_dir: str) -> Images:
                 identity)
 
 
-def open_images(dataset: str = "digits", data_dir: str = "") -> Images:
+def open_images(dataset: str = "digits", data_dir: str = "", download: bool = False) -> Images:
   """Opens "digits" or a TFDS image data set prepared as array_record.
 
   Raises:
     ValueError: nothing to read there, or not images of one size with a class.
   """
-  return _digits() if dataset == "digits" else _by_name(dataset, data_dir)
+  return _digits() if dataset == "digits" else _by_name(dataset, data_dir, download)

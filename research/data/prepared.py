@@ -29,7 +29,7 @@ def data_root(data_dir: str) -> pathlib.Path:
 
 
 def _how_to_get(dataset: str, data_dir: pathlib.Path) -> str:
-  return (f"prepare it with: python -c \"import tensorflow_datasets as tfds; "
+  return (f"download=true fetches it, or prepare it with: python -c \"import tensorflow_datasets as tfds; "
           f"tfds.builder({dataset!r}, data_dir={os.fspath(data_dir)!r}, "
           "file_format='array_record').download_and_prepare()\" "
           "(needs a network, and for some data sets TensorFlow)")
@@ -42,6 +42,13 @@ def _newest(folder: pathlib.Path, wanted: str) -> pathlib.Path | None:
   return max(versions, key=lambda at: tuple(map(int, at.name.split("."))), default=None)
 
 
+def _find(folder: pathlib.Path, wanted: str) -> pathlib.Path | None:
+  try:
+    return _newest(folder, wanted)
+  except (OSError, ValueError):
+    return None
+
+
 def _check_classes(at: pathlib.Path, dataset: str) -> None:
   # TFDS imports whatever class a features.json names; a data folder is not code.
   features = (at / "features.json").read_text("utf-8")
@@ -51,12 +58,25 @@ def _check_classes(at: pathlib.Path, dataset: str) -> None:
                        "to decode it; only tensorflow_datasets.core.features are trusted.")
 
 
-def open_prepared(dataset: str, data_dir: str = ""):
+def _download(dataset: str, root: pathlib.Path) -> None:
+  """Prepares a data set as array_record from the network, with the builder that TFDS has for it."""
+  import tensorflow_datasets as tfds
+
+  try:
+    tfds.builder(dataset, data_dir=os.fspath(root), file_format="array_record").download_and_prepare()
+  except Exception as error:  # a missing TensorFlow, network, disk or data set: each raises its own
+    reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    raise ValueError(f"dataset={dataset!r} could not be prepared in {os.fspath(root)!r} ({reason}); "
+                     "prepare it on a machine that can and name the folder in data_dir.") from error
+
+
+def open_prepared(dataset: str, data_dir: str = "", download: bool = False):
   """A TFDS builder for the prepared data set.
 
   Args:
     dataset: NAME, NAME/CONFIG, with :VERSION if it is not to be the newest.
     data_dir: TFDS data folder; empty means $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    download: whether a data set that is not there is fetched and prepared.
 
   Raises:
     ValueError: not there, or stored in a format that needs TensorFlow (the
@@ -65,10 +85,10 @@ def open_prepared(dataset: str, data_dir: str = ""):
   check_name(dataset)
   root = data_root(data_dir)
   path, _, version = dataset.partition(":")
-  try:
-    at = _newest(root / path, version)
-  except (OSError, ValueError):
-    at = None
+  at = _find(root / path, version)
+  if at is None and download:
+    _download(dataset, root)
+    at = _find(root / path, version)
   if at is None:
     raise ValueError(f"dataset={dataset!r} is not prepared in {os.fspath(root)!r}; "
                      f"{_how_to_get(dataset, root)}.")

@@ -124,8 +124,8 @@ def _measure(source, key: str, name: str) -> np.ndarray | None:
   return np.load(at / "lengths.npy", allow_pickle=False)
 
 
-def _by_name(dataset: str, data_dir: str) -> Text:
-  builder = prepared.open_prepared(dataset, data_dir)
+def _by_name(dataset: str, data_dir: str, download: bool) -> Text:
+  builder = prepared.open_prepared(dataset, data_dir, download)
   key = _text_key(builder, dataset)
   digest = prepared.digest(builder)
   splits = {}
@@ -139,13 +139,15 @@ def _by_name(dataset: str, data_dir: str) -> Text:
   return Text(splits["train"], splits["validation"], identity)
 
 
-def open_text(dataset: str = "stdlib", path: str = "", data_dir: str = "") -> Text:
+def open_text(dataset: str = "stdlib", path: str = "", data_dir: str = "",
+              download: bool = False) -> Text:
   """Opens a text data set, building it in the cache if it is files.
 
   Args:
     dataset: "stdlib" or the name of a TFDS text data set prepared as array_record.
     path: a folder (or one file) of text; if given, `dataset` is not looked at.
     data_dir: where the TFDS data lies; empty means where TFDS keeps it.
+    download: whether a TFDS data set that is not there is fetched.
 
   Raises:
     ValueError: nothing to read there; the message says what to do.
@@ -162,4 +164,4 @@ def open_text(dataset: str = "stdlib", path: str = "", data_dir: str = "") -> Te
     return _own(*text_files.open_files("text_folder", folder, files))
   if dataset == "stdlib":
     return _own(*stdlib_text.open_stdlib())
-  return _by_name(dataset, data_dir)
+  return _by_name(dataset, data_dir, download)

@@ -35,10 +35,10 @@ def words(name: str, value, why: str) -> None:
                      f"characters; {why}.")
 
 
-def one_of(name: str, value, names: tuple[str, ...]) -> None:
+def one_of(name: str, value, names: tuple) -> None:
   """Raises ValueError unless `value` is one of `names`."""
-  if not isinstance(value, str) or value not in names:
-    raise ValueError(f"{name}={_shown(value)} must be one of {', '.join(names)}.")
+  if not isinstance(value, (str, bool)) or value not in names:
+    raise ValueError(f"{name}={_shown(value)} must be one of {', '.join(map(str, names))}.")
 
 
 def batch(batch_size, seed, places: int = 1) -> None:

@@ -30,6 +30,7 @@ class Images:
     dataset: "digits" (1,797 images of 8 x 8, comes with scikit-learn) or a TFDS
       image data set that is prepared as array_record, such as mnist or cifar10.
     data_dir: TFDS data folder; empty means where TFDS keeps its data.
+    download: whether a TFDS data set that is not there is fetched and prepared.
     layout: "pixels" makes a token of every pixel, "patches" of every patch.
     patch: side of a patch, in pixels; not looked at for pixels.
     batch_size: images over all hosts.
@@ -40,6 +41,7 @@ class Images:
 
   dataset: str = "digits"
   data_dir: str = ""
+  download: bool = False
   layout: str = "pixels"
   patch: int = 2
   batch_size: int = 64
@@ -48,6 +50,7 @@ class Images:
   def __post_init__(self):
     fields.words("dataset", self.dataset, "it names a data set")
     fields.words("data_dir", self.data_dir, "it names a folder")
+    fields.one_of("download", self.download, (False, True))
     prepared.check_name(self.dataset)
     fields.one_of("layout", self.layout, ("pixels", "patches"))
     fields.whole("patch", self.patch, 1, 2**12, "it is the side of a patch in pixels")
@@ -55,7 +58,7 @@ class Images:
 
   @functools.cached_property
   def _images(self) -> image_data.Images:
-    images = image_data.open_images(self.dataset, self.data_dir)
+    images = image_data.open_images(self.dataset, self.data_dir, self.download)
     H, W, C = images.shape
     if self.layout == "patches" and (H % self.patch or W % self.patch):
       raise ValueError(f"patch={self.patch} must divide the {H} x {W} pixels of {self.dataset!r}.")

@@ -25,6 +25,7 @@ class Bytes:
       that is prepared as array_record.
     path: a folder, or a file, of text to read instead of `dataset`.
     data_dir: TFDS data folder; empty means where TFDS keeps its data.
+    download: whether a TFDS data set that is not there is fetched and prepared.
     tokens: length of a sequence, in bytes.
     batch_size: sequences over all hosts.
     seed: of the order of the data.
@@ -35,6 +36,7 @@ class Bytes:
   dataset: str = "stdlib"
   path: str = ""
   data_dir: str = ""
+  download: bool = False
   tokens: int = 256
   batch_size: int = 16
   seed: int = 0
@@ -43,6 +45,7 @@ class Bytes:
     fields.words("dataset", self.dataset, "it names a data set")
     fields.words("path", self.path, "it names a folder")
     fields.words("data_dir", self.data_dir, "it names a folder")
+    fields.one_of("download", self.download, (False, True))
     if not self.path:
       prepared.check_name(self.dataset)
     fields.whole("tokens", self.tokens, 1, 2**24, "it is the length of a sequence in bytes")
@@ -50,7 +53,7 @@ class Bytes:
 
   @functools.cached_property
   def _text(self) -> text_data.Text:
-    text = text_data.open_text(self.dataset, self.path, self.data_dir)
+    text = text_data.open_text(self.dataset, self.path, self.data_dir, self.download)
     for split in ("train", "validation"):
       records = getattr(text, split)
       places = int(records.count * max(records.mean - 1, 0))

@@ -90,7 +90,7 @@ def test_fast_form_is_the_reference_in_value_and_every_gradient(backend, rule):
 
 
 @backends
-@pytest.mark.parametrize("chunk", [1, 4, 64])
+@pytest.mark.parametrize("chunk", [1, 64])
 def test_the_chunk_length_does_not_matter(backend, chunk):
   arrays = _inputs(("vector", True))
   _assert_same(loss_and_gradients(arrays, backend=backend, chunk=chunk),
@@ -110,7 +110,7 @@ def test_any_size_works(backend, sizes):
 
 
 @backends
-@pytest.mark.parametrize("rule", [("none", False), *ENDS, ("scalar", True)], ids=_id)
+@ends
 def test_packed_segments_are_separate_calls_in_value_and_gradient(backend, rule):
   # Segments of 5, 18 and 14 tokens, the second crossing two chunk borders of 8.
   arrays = _inputs(rule, seed=1)
@@ -129,8 +129,7 @@ def test_packed_segments_are_separate_calls_in_value_and_gradient(backend, rule)
 
 
 @backends
-@ends
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("rule, reverse", [(("scalar", True), False), (("vector", True), True)])
 def test_padding_is_skipped_wherever_it_stands(backend, rule, reverse):
   arrays = _inputs(rule, seed=2)
   ids = np.repeat([-1, 0, -5, 0, 3, -1], [3, 9, 2, 6, 12, 5])
@@ -146,8 +145,7 @@ def test_padding_is_skipped_wherever_it_stands(backend, rule, reverse):
 
 
 @backends
-@pytest.mark.parametrize("rule, cut", [(("none", False), 23), (("scalar", True), 16), (("vector", False), 36),
-                                       (("vector", True), 1)])
+@pytest.mark.parametrize("rule, cut", [(("scalar", False), 16), (("vector", True), 23)])
 def test_a_sequence_cut_anywhere_is_the_whole_sequence(backend, rule, cut):
   arrays = _inputs(rule, seed=3)
 
@@ -286,13 +284,12 @@ def test_no_token_sees_its_future(backend, rule):
 
 
 @backends
-@pytest.mark.parametrize("save_states", ["save", "recompute"])
-def test_vmap_remat_and_scan_change_nothing(backend, save_states):
-  many = jax.tree.map(lambda *x: np.stack(x), *[_inputs(("vector", True), seed=s) for s in (15, 16)])
-  options = dict(backend=backend, chunk=16, save_states=save_states)
-  loss = jax.checkpoint(lambda a: _loss(a, **options)[0])
-  mapped = jax.jit(jax.vmap(jax.grad(loss)))(many)
-  _, scanned = jax.jit(lambda m: jax.lax.scan(lambda c, a: (c, jax.grad(loss)(a)), 0, m))(many)
+def test_vmap_remat_and_scan_change_nothing(backend):
+  many = jax.tree.map(lambda *x: np.stack(x), *[_inputs(("scalar", True), seed=s) for s in (15, 16)])
+  loss = lambda save: jax.checkpoint(lambda a: _loss(a, backend=backend, chunk=16, save_states=save)[0])
+  mapped = jax.jit(jax.vmap(jax.grad(loss("save"))))(many)
+  step = lambda carry, a: (carry, jax.grad(loss("recompute"))(a))
+  _, scanned = jax.jit(lambda m: jax.lax.scan(step, 0, m))(many)
   for i in range(2):
     _, want = loss_and_gradients(jax.tree.map(lambda x: x[i], many), backend="reference")
     for name, a, b, c in zip(NAMES, mapped, scanned, want):

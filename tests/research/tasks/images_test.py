@@ -104,7 +104,7 @@ def test_a_tfds_image_set_is_read_by_name(tiny, layout, shape):
 
 
 def test_a_set_that_is_not_there_says_how_to_get_it(tmp_path):
-  with pytest.raises(ValueError, match=r"^dataset='mnist' is not prepared in .*prepare it with: python -c"):
+  with pytest.raises(ValueError, match=r"^dataset='mnist' is not prepared in .*download=true.* prepare it with: python -c"):
     Images(dataset="mnist", data_dir=str(tmp_path)).batch("train", 0)
 
 

@@ -76,7 +76,7 @@ def test_a_pinned_version_is_found_and_another_is_not(sentences):
 
 
 def test_a_set_that_is_not_there_says_how_to_get_it(tmp_path):
-  with pytest.raises(ValueError, match=r"^dataset='lm1b' is not prepared in '.*tfds'; prepare it with: "
+  with pytest.raises(ValueError, match=r"^dataset='lm1b' is not prepared in '.*tfds'; download=true fetches it, or prepare it with: "
                                        r"python -c .*builder\('lm1b'.*file_format='array_record'"):
     Bytes(dataset="lm1b", data_dir=str(tmp_path / "tfds")).batch("train", 0)
 
