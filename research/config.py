@@ -19,6 +19,7 @@ from research.errors import ConfigError, nearest, shown
 
 EXPERIMENTS = find.ROOT / "experiments"
 LEAVES = (bool, int, float, str, tuple)
+UNNAMED = ("mesh", "sample")  # sections that do not decide what is trained
 LARGEST = 3.4e38  # what float32 holds
 # What may be set although the file says nothing of it: section -> key -> type.
 OPTIONAL = {
@@ -200,5 +201,5 @@ def id_of(config: ml_collections.ConfigDict) -> str:
   The mesh and the sampled text are left out: they do not decide the parameters,
   and a run may go on elsewhere.
   """
-  named = ml_collections.ConfigDict({k: config[k] for k in config if k not in ("mesh", "sample")})
+  named = ml_collections.ConfigDict({k: config[k] for k in config if k not in UNNAMED})
   return hashlib.sha256(named.to_json_best_effort(sort_keys=True).encode()).hexdigest()[:12]

@@ -4,7 +4,7 @@ Importing jax takes longer than a toy run, so one process imports it and forks e
 any device exists. Usage: run_driver.py PLAN, a JSON list of commands that run in order:
 
     argv      of research.run
-    after     wait for that many lines of `lines`, a metrics file; then for `wait` seconds,
+    after     wait for that many new lines of `lines`, a metrics file; then for `wait` seconds,
     signal    and send this. Without it the run ends by itself.
     beside    before the signal, this second command runs while the first is at work
     tear      before the run, this file loses its last 10 bytes
@@ -24,6 +24,7 @@ import time
 
 import research.session  # noqa: F401  the slow imports, done once
 from research import run
+from research import train
 
 
 def fork(trial, out, err):
@@ -43,6 +44,9 @@ def fork(trial, out, err):
     if "clock" in trial:
       real, begun = time.time, time.monotonic()
       time.time = lambda: real() + trial["clock"] * (time.monotonic() - begun > 0.5)
+    if "signal" in trial:
+      write = train._write  # a toy step takes a millisecond: too few to aim at
+      train._write = lambda *args: (time.sleep(0.01), write(*args))
     code = run.main(trial["argv"])
   except BaseException as error:  # the child must never return into the driver
     os.write(2, f"child: {type(error).__name__}: {error}\n".encode())
@@ -61,9 +65,10 @@ def hurt(trial):
   with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
     if "tear" in trial:
       os.truncate(trial["tear"], os.path.getsize(trial["tear"]) - 10)
+    before = _lines(trial["lines"]) if "lines" in trial else 0
     pid, status, sent, beside = fork(trial, out, err), None, None, None
     while status is None:
-      if "signal" in trial and sent is None and _lines(trial["lines"]) >= trial["after"]:
+      if "signal" in trial and sent is None and _lines(trial["lines"]) >= before + trial["after"]:
         beside = hurt({"argv": trial["beside"]}) if "beside" in trial else None
         time.sleep(trial.get("wait", 0))
         os.kill(pid, getattr(signal, trial["signal"]))
