@@ -150,7 +150,8 @@ def _add_field(node, leaf, key, value):
     raise ConfigError(f"config.{key}={shown(value)}: unknown key {shown(leaf)}; "
                       f"{nearest(leaf, {*node.keys(), *known})}")
   with node.unlocked():
-    node[leaf] = _typed(key, value, known[leaf])
+    # The rows that optimizers take are all of numbers.
+    node[leaf] = _typed(key, value, known[leaf], (0.0,) if section == "optim" else ())
 
 
 def _parse(key, value, node, leaf):
