@@ -56,9 +56,10 @@ def _replayed(folder, seeds=0):
   return replay.replay(folder / "postmortem", programs.make(config, seeds=seeds))
 
 
-@pytest.mark.parametrize("task", [Poisoned(8, 16, first=6), Poisoned(8, 16, first=6, poison=np.inf),
-                                  Poisoned(8, 16, first=3, last=7), PoisonedFile(8, 16, first=6)],
-                         ids=["nan_for_ever", "inf", "patience_exactly", "from_the_host"])
+@pytest.mark.parametrize("task", [
+    Poisoned(8, 16, first=6), Poisoned(8, 16, first=3, last=7), PoisonedFile(8, 16, first=6),
+    pytest.param(Poisoned(8, 16, first=6, poison=np.inf), marks=pytest.mark.slow)],
+                         ids=["nan_for_ever", "patience_exactly", "from_the_host", "inf"])
 def test_data_that_stay_broken_end_the_run_and_break_again(tmp_path, monkeypatch, task):
   code, said = _run(tmp_path, monkeypatch, task)
   assert code == 3 and f"5 steps in a row, up to step {task.first + 5}" in said

@@ -139,7 +139,8 @@ def _check_commands(text, commands):
     "sample.tokens=1000000000", "mesh.fsdp=1000000000", "optim.accumulate=1000000000"])
 def test_a_size_that_no_machine_holds_is_refused_at_once(text, override):
   key, _, value = override.partition("=")
-  more = ["--config.model.depth=600"] if key == "model.scan" else []
+  more = {"model.scan": ["--config.model.depth=600"],
+          "model.attention.max_tokens": ["--config.model.pattern=attention"]}.get(key, [])
   begun = time.process_time()
   refused = _refusal(text, "byte_lm", *more, f"--config.{override}")
   assert refused and not _broken_rule(refused, key)
