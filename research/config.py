@@ -19,6 +19,7 @@ from research.errors import ConfigError, nearest, shown
 
 EXPERIMENTS = find.ROOT / "experiments"
 LEAVES = (bool, int, float, str, tuple)
+UNNAMED = ("mesh", "sample")  # sections that do not decide what is trained
 LARGEST = 3.4e38  # what float32 holds
 
 
@@ -134,7 +135,8 @@ def _add_field(node, leaf, key, value):
     raise ConfigError(f"config.{key}={shown(value)}: unknown key {shown(leaf)}; "
                       f"{nearest(leaf, {*node.keys(), *known})}")
   with node.unlocked():
-    node[leaf] = _typed(key, value, known[leaf])
+    # The rows that optimizers take are all of numbers.
+    node[leaf] = _typed(key, value, known[leaf], (0.0,) if section == "optim" else ())
 
 
 def _parse(key, value, node, leaf):
@@ -185,5 +187,5 @@ def id_of(config: ml_collections.ConfigDict) -> str:
   The mesh and the sampled text are left out: they do not decide the parameters,
   and a run may go on elsewhere.
   """
-  named = ml_collections.ConfigDict({k: config[k] for k in config if k not in ("mesh", "sample")})
+  named = ml_collections.ConfigDict({k: config[k] for k in config if k not in UNNAMED})
   return hashlib.sha256(named.to_json_best_effort(sort_keys=True).encode()).hexdigest()[:12]

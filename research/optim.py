@@ -17,8 +17,10 @@ from research.errors import ConfigError, nearest, shown
 
 # Keys of config.optim that are ours; every other key is an argument of the rule.
 OURS = ("name", "lr", "schedule", "warmup", "steps", "final", "clip", "accumulate")
-# Rules whose update wants the loss, its curvature or per-example gradients as well.
-NEED_MORE = ("lbfgs", "momo", "momo_adam", "sophia", "dpsgd", "noisy_sgd", "schedule_free")
+# Rules whose update wants the loss, its curvature or per-example gradients as well; rules
+# that take no schedule (rprop, sm3); one that optax replaces by its v2.
+NEED_MORE = ("lbfgs", "momo", "momo_adam", "sophia", "dpsgd", "noisy_sgd", "schedule_free",
+             "rprop", "sm3", "optimistic_adam")
 SCHEDULES = ("constant", "cosine", "linear")
 
 

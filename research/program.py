@@ -115,7 +115,7 @@ def make(config, *, seeds: int = 0) -> Program:
     one_step = functools.partial(
         steps.train_step, model=model, task=task, optimizer=optimizer,
         schedule=optim.schedule_of(config.optim), accumulate=accumulate,
-        log_every=config.train.log_every)
+        log_every=config.train.log_every, patience=config.train.nan_patience)
     jax.eval_shape(one_step, abstract, batch)
   except ConfigError:
     raise

@@ -12,6 +12,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 
 from research import config as configs
@@ -19,7 +20,7 @@ from research import exit_codes, loggers, manifest, metrics, model_table, monito
 from research import program as programs
 from research import sample, seeds as many
 from research.checkpoint import CheckpointError, Checkpoints
-from research.errors import ConfigError
+from research.errors import ConfigError, shown
 from research.progress import Progress
 from research.run_lock import RunLock, WorkdirBusy
 from research.train import train
@@ -221,11 +222,27 @@ def _check_directory(directory, config, given):
   """Refuses a workdir that holds the run of another config."""
   path = directory / "config.json"
   if path.is_file() and not given.fresh:
-    from ml_collections import ConfigDict
-    theirs = configs.id_of(ConfigDict(json.loads(path.read_text())))
-    if theirs != configs.id_of(config):
-      raise ConfigError(f"--workdir={str(directory)!r} holds another config ({theirs}, not "
-                        f"{configs.id_of(config)}); choose another, or --fresh to set it aside.")
+    theirs = ConfigDict(json.loads(path.read_text()))
+    if configs.id_of(theirs) != configs.id_of(config):
+      raise ConfigError(f"--workdir={str(directory)!r} holds another config: {_difference(theirs, config)}; "
+                        "choose another, or --fresh to set it aside.")
+
+
+def _difference(theirs, ours, at="config") -> str:
+  """Returns the first key in which two configs differ, with both values."""
+  for key in sorted({*theirs, *ours}):
+    one, other = theirs.get(key), ours.get(key)
+    if isinstance(one, ConfigDict) and isinstance(other, ConfigDict):
+      if found := _difference(one, other, f"{at}.{key}"):
+        return found
+    elif key not in configs.UNNAMED and _as_json(one) != _as_json(other):
+      return f"{at}.{key} is {shown(one)} there and {shown(other)} here"
+  return ""
+
+
+def _as_json(value) -> str:
+  """Returns the text that config.json holds for a value: of a tuple and of a list the same."""
+  return value.to_json() if isinstance(value, ConfigDict) else json.dumps(value)
 
 
 def _set_aside(directory):

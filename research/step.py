@@ -78,11 +78,12 @@ def gradient(model, task, state: TrainState, batch, accumulate: int):
 
 
 def train_step(state: TrainState, batch, *, model, task, optimizer, schedule, accumulate,
-               log_every):
+               log_every, patience):
   """Returns the state after one update, or after none where a number was not finite.
 
   A refused step still counts and moves the data on; parameters, optimizer and
-  the layers' own state stay exactly as they were.
+  the layers' own state stay exactly as they were. After `patience` refusals in a
+  row every step is refused: the loop notices later, and wants to find what broke.
   """
   grads, metrics, extra = gradient(model, task, state, batch, accumulate)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -90,6 +91,7 @@ def train_step(state: TrainState, batch, *, model, task, optimizer, schedule, ac
   metrics |= {name: (value, jnp.ones(())) for name, value in zip(OWN, own)}
   loss, weight = metrics["loss"]
   finite = jnp.all(jnp.isfinite(jnp.stack([loss, weight, own[1], own[2]])))
+  finite &= state.streak < patience
 
   keep = lambda new, old: jnp.where(finite, new, old)
   new = (optax.apply_updates(state.params, updates), opt_state, extra)

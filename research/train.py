@@ -13,6 +13,7 @@ import time
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from research import exit_codes, manifest, monitor, sharding
@@ -178,12 +179,13 @@ def _finals(program, state, evaluated, recompiled, outputs):
 
 def _diverged(program, state, directory, say):
   """Saves the state and the batch that broke it; the guard kept the weights as they were."""
-  step = int(np.max(np.asarray(state.step)))
-  batch = {}
-  if not program.task.on_device:
-    batch = program.task.batch("train", step - 1)
+  streak, patience = int(np.max(np.asarray(state.streak))), program.train["nan_patience"]
+  # Steps after the last one that patience allowed were refused unseen; step back over them.
+  cursor = int(np.max(np.asarray(state.step))) - 1 - (streak - patience)
+  state = state.replace(step=jnp.full_like(state.step, cursor))
+  batch = {} if program.task.on_device else program.task.batch("train", cursor)
   write_postmortem(directory / "postmortem", {"state": state, "batch": batch})
-  say(f"diverged: {int(np.max(np.asarray(state.streak)))} steps in a row, up to step {step}, had a "
-      f"loss or gradient that is not finite; the weights before them and the last batch are in "
-      f"{directory / 'postmortem'}. Try a smaller config.optim.lr or a longer warmup.")
+  say(f"diverged: {patience} steps in a row, up to step {cursor + 1}, had a loss or gradient that is "
+      f"not finite; the weights before them and the last batch are in {directory / 'postmortem'}. "
+      "Try a smaller config.optim.lr or a longer warmup.")
   return Outcome(exit_codes.DIVERGED, state, [])

@@ -134,12 +134,12 @@ def _check_commands(text, commands):
 @pytest.mark.parametrize("override", [
     "model.width=1000000000", "model.depth=1000000", "model.channel.hidden=1000000000",
     "model.mixer.heads=100000000", "model.attention.max_tokens=2000000000", "model.mixer.conv=100000",
-    "model.depth=600", "task.batch_size=1000000000", "task.tokens=10000000",
+    "model.scan=false", "task.batch_size=1000000000", "task.tokens=10000000",
     "sample.tokens=1000000000", "mesh.fsdp=1000000000", "optim.accumulate=1000000000"])
 def test_a_size_that_no_machine_holds_is_refused_at_once(text, override):
   key, _, value = override.partition("=")
-  needed = {"model.depth": "model.scan=false", "model.attention.max_tokens": "model.depth=4"}
-  more = [f"--config.{needed[key]}"] if key in needed else []
+  more = {"model.scan": ["--config.model.depth=600"],
+          "model.attention.max_tokens": ["--config.model.pattern=attention"]}.get(key, [])
   begun = time.process_time()
   refused = _refusal(text, "byte_lm", *more, f"--config.{override}")
   assert refused and not _broken_rule(refused, key)
