@@ -42,7 +42,7 @@ def replay(directory, program) -> dict:
   @jax.jit
   def once(state, batch):
     batch = task.batch("train", state.step) if task.on_device else batch
-    grads, metrics, _ = steps.gradient(model, task, state, batch, config.optim.get("accumulate", 1))
+    grads, metrics, _ = steps.gradient(model, task, state, batch, config.optim.accumulate)
     return grads, metrics["loss"], optax.tree.norm(grads)
 
   grads, (loss, weight), norm = once(state, batch)

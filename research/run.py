@@ -134,6 +134,20 @@ def _directory(name, config, seeds):
   return pathlib.Path("runs") / name / (configs.id_of(config) + suffix)
 
 
+def _ask_for_huge_pages():
+  """Starts this command anew with glibc told to back its heap by huge pages.
+
+  XLA takes and returns tens of megabytes at every step on a CPU, and each 4 KB page of
+  it is a fault. Measured 2026-11-21 on 2 AMD EPYC cores, main job: 207 to 218 ms a step
+  with huge pages, 256 to 279 ms without. glibc reads the setting only when a process starts.
+  """
+  asked = os.environ.get("GLIBC_TUNABLES", "")
+  if sys.platform == "linux" and "glibc.malloc.hugetlb" not in asked:
+    tunables = ":".join(filter(None, [asked, "glibc.malloc.hugetlb=1"]))
+    os.execve(sys.executable, sys.orig_argv, {**os.environ, "GLIBC_TUNABLES": tunables})
+
+
 if __name__ == "__main__":
+  _ask_for_huge_pages()
   with contextlib.suppress(BrokenPipeError):  # `| head` closes the pipe; that is no fault
     sys.exit(main())

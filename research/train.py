@@ -179,7 +179,7 @@ def _finals(program, state, evaluated, recompiled, outputs):
 
 def _diverged(program, state, directory, say):
   """Saves the state and the batch that broke it; the guard kept the weights as they were."""
-  streak, patience = int(np.max(np.asarray(state.streak))), program.train["nan_patience"]
+  streak, patience = int(np.max(np.asarray(state.streak))), program.config.train.nan_patience
   # Steps after the last one that patience allowed were refused unseen; step back over them.
   cursor = int(np.max(np.asarray(state.step))) - 1 - (streak - patience)
   state = state.replace(step=jnp.full_like(state.step, cursor))
