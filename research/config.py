@@ -136,7 +136,7 @@ def _add_field(node, leaf, key, value):
                       f"{nearest(leaf, {*node.keys(), *known})}")
   with node.unlocked():
     # The rows that optimizers take are all of numbers.
-    node[leaf] = _typed(key, value, known[leaf], (0.0,) if section == "optim" else ())
+    node[leaf] = _typed(key, value, known[leaf], (0.0,) if key.startswith("optim.") else ())
 
 
 def _parse(key, value, node, leaf):

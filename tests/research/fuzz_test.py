@@ -149,7 +149,7 @@ def test_a_size_that_no_machine_holds_is_refused_at_once(text, override):
 @pytest.mark.parametrize("override, says", [
     ("model.attention.groups=3", "config.model.attention.groups=3 must divide heads=4"),
     ("model.mixer.key_dim=0", "config.model.mixer.key_dim=0 must be at least 1"),
-    ("model.max_positions=3", "config.model.max_positions=3 must cover the row of 128 tokens"),
+    ("model.max_positions=3", "config.model.max_positions=3; sample fewer"),
     ("task.path=/nowhere", "config.task.path='/nowhere' is not there"),
     ("optim.lr.x=1", "config.optim.lr=0.003 is a value, not a section"),
     ("mesh.tensor=3", "--fake_devices=6"),

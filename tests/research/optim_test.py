@@ -10,11 +10,12 @@ import optax
 import pytest
 
 from research import optim
+from research.defaults import DEFAULTS
 from research.errors import ConfigError
 
 
 def _node(**fields):
-  return ml_collections.ConfigDict(dict(name="adamw", lr=0.5, steps=100) | fields)
+  return ml_collections.ConfigDict({**DEFAULTS["optim"], "name": "adamw", "lr": 0.5, "steps": 100} | fields)
 
 
 def _by_hand(step, *, lr, steps, warmup, final, schedule):

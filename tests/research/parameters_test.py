@@ -4,12 +4,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
 from layers.placement import placement
 from research import config as configs
 from research import initialize, parameters, program as programs, sharding
+from research.defaults import DEFAULTS
 from research.errors import ConfigError
 from tests.research import toy
 
@@ -86,6 +88,7 @@ def _params(depth=4):
 
 
 def _start(params=None, place="pre", **init):
+  init = ml_collections.ConfigDict({**DEFAULTS["init"], **init})
   return initialize.initialize(params or _params(), init, placement(place, 4), jax.random.key(0))
 
 
