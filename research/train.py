@@ -52,28 +52,32 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
   """
   config, settings, total = program.config, program.config.train, program.config.optim.steps
   checkpoints = Checkpoints(directory / "ckpt", identity=identity, keep=settings.keep)
-  found = checkpoints.restore(program.abstract)
-  start, state = found if found else (0, program.init(seeds))
-  if found:
-    say(f"continuing from step {start}")
-  files = [MetricsFile(out / "metrics.jsonl", start if found else None) for out in outputs]
-  compiles = monitor.Compiles()
-  streaks = collections.deque()
-  clock, since, recompiled, evaluated = time.monotonic(), start, 0, None
-
   with contextlib.ExitStack() as stack:
-    batches = _batches(program, start, stack)
+    stack.callback(checkpoints.close)
     stop = stack.enter_context(Interrupt())
     watchdog = stack.enter_context(Watchdog(settings.stall_seconds))
+    watchdog.beat(allow=COMPILE_S)
+    found = checkpoints.restore(program.abstract)
+    first, run_step = program.start(None if found else seeds)
+    start, state = found or (0, first)
+    if found:
+      say(f"continuing from step {start}")
+    if stop.at(start) and start < total:
+      say(f"stopped before step {start + 1}; the same command continues.")
+      return Outcome(exit_codes.PREEMPTED, state, [])
+    files = [MetricsFile(out / "metrics.jsonl", start if found else None) for out in outputs]
     for file in files:
       stack.callback(file.close)
-    stack.callback(checkpoints.close)
+    batches = _batches(program, start, stack)
+    compiles = monitor.Compiles()
+    streaks = collections.deque()
+    clock, since, recompiled, evaluated = time.monotonic(), start, 0, None
 
     for step in range(start + 1, total + 1):
-      # The first step compiles, and so does what follows an evaluation for the first time.
-      watchdog.beat(allow=COMPILE_S if step <= start + 2 or evaluated is None else 0)
+      # The first evaluation compiles.
+      watchdog.beat(allow=COMPILE_S if evaluated is None else 0)
       before = compiles.count
-      state, streak = program.step(state, next(batches))
+      state, streak = run_step(state, next(batches))
       recompiled += compiles.count - before if step > start + 2 else 0
       # Looking two steps back never waits for the device.
       streaks.append(streak)
