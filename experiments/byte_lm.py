@@ -42,15 +42,15 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
 
   config.model.mixer = ml_collections.ConfigDict()
   config.model.mixer.name = "simple_gla.SimpleGatedLinearAttention"
-  config.model.mixer.heads = 4
-  config.model.mixer.key_dim = 32
-  config.model.mixer.value_dim = 32
+  config.model.mixer.heads = {"cpu": 4, "smoke": 4, "paper": 16}[preset]
+  config.model.mixer.key_dim = {"cpu": 32, "smoke": 16, "paper": 64}[preset]
+  config.model.mixer.value_dim = {"cpu": 32, "smoke": 16, "paper": 64}[preset]
 
   config.model.attention = ml_collections.ConfigDict()
   config.model.attention.name = "attention.Attention"
-  config.model.attention.heads = 4
-  config.model.attention.head_dim = 32
-  config.model.attention.max_tokens = 256  # how far back decoding looks
+  config.model.attention.heads = {"cpu": 4, "smoke": 4, "paper": 16}[preset]
+  config.model.attention.head_dim = {"cpu": 32, "smoke": 16, "paper": 64}[preset]
+  config.model.attention.max_tokens = {"cpu": 256, "smoke": 128, "paper": 2048}[preset]  # how far back decoding looks
 
   config.model.channel = ml_collections.ConfigDict()
   config.model.channel.name = "glu.GLU"

@@ -17,12 +17,10 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
   small = {"smoke": True, "cpu": True, "paper": False}[preset]
 
   config = ml_collections.ConfigDict()
-  config.seed = 0
 
   config.task = ml_collections.ConfigDict()
   config.task.name = "images.Images"
   config.task.dataset = "digits" if small else "cifar10"
-  config.task.data_dir = ""
   config.task.layout = "patches"
   config.task.patch = 2 if small else 4  # pixels, each way
   config.task.batch_size = 64 if small else 512  # images, over all hosts
@@ -33,13 +31,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
   config.model.depth = 2 if small else 12
   config.model.width = 64 if small else 384
   config.model.placement = "pre"
-  config.model.pattern = ("mixer",)
   config.model.max_positions = 64  # as many as the longest sequence has
-  config.model.embedding_std = 0.02
-  config.model.dropout = 0.0
-  config.model.scan = True
-  config.model.remat = "none"
-  config.model.dtype = "float32"
 
   config.model.mixer = ml_collections.ConfigDict()
   config.model.mixer.name = "attention.Attention"
@@ -59,7 +51,6 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
   config.optim = ml_collections.ConfigDict()
   config.optim.name = "adamw"
   config.optim.lr = 2e-3 if small else 1e-3
-  config.optim.schedule = "cosine"
   config.optim.warmup = {"smoke": 10, "cpu": 50, "paper": 2000}[preset]  # steps
   config.optim.steps = {"smoke": 60, "cpu": 600, "paper": 50_000}[preset]
   config.optim.final = 0.05  # of lr

@@ -17,7 +17,6 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
   small = {"smoke": True, "cpu": True, "paper": False}[preset]
 
   config = ml_collections.ConfigDict()
-  config.seed = 0
 
   config.task = ml_collections.ConfigDict()
   config.task.name = "recall.MultiQueryRecall"
@@ -32,14 +31,6 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
   config.model.depth = 2
   config.model.width = 64 if small else 256
   config.model.placement = "pre"
-  config.model.pattern = ("mixer",)
-  config.model.tied = False
-  config.model.max_positions = 0
-  config.model.embedding_std = 0.02
-  config.model.dropout = 0.0
-  config.model.scan = True
-  config.model.remat = "none"
-  config.model.dtype = "float32"
 
   config.model.mixer = ml_collections.ConfigDict()
   config.model.mixer.name = "simple_gla.SimpleGatedLinearAttention"
@@ -54,7 +45,6 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
   config.optim = ml_collections.ConfigDict()
   config.optim.name = "adamw"
   config.optim.lr = 3e-3 if small else 1e-3
-  config.optim.schedule = "cosine"
   config.optim.warmup = {"smoke": 10, "cpu": 50, "paper": 2000}[preset]  # steps
   config.optim.steps = {"smoke": 60, "cpu": 600, "paper": 50_000}[preset]
   config.optim.final = 0.05  # of lr

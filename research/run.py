@@ -144,7 +144,7 @@ def _ask_for_huge_pages():
   asked = os.environ.get("GLIBC_TUNABLES", "")
   if sys.platform == "linux" and "glibc.malloc.hugetlb" not in asked:
     tunables = ":".join(filter(None, [asked, "glibc.malloc.hugetlb=1"]))
-    os.execve(sys.executable, sys.orig_argv, {**os.environ, "GLIBC_TUNABLES": tunables})
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "GLIBC_TUNABLES": tunables})
 
 
 if __name__ == "__main__":
