@@ -20,8 +20,8 @@ Reference: Sun et al., "LASP-2: Rethinking Sequence Parallelism for Linear Atten
 import functools
 
 import jax
-from jax.sharding import PartitionSpec
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from pallas_kernels import chunk_recurrence as chunked
 from pallas_kernels import diag_scan as diagonal
@@ -30,7 +30,7 @@ from pallas_kernels import diag_scan as diagonal
 
 
 def chunk_recurrence(q, k, v, g=None, beta=None, *, axis_name, initial_state=None, reverse=False,
-                     **options):
+                     scale=None, chunk=None, backend="auto", precision="mixed"):
   """`chunk_recurrence` on this device's stretch of the sequence; segments are not supported.
 
   Args:
@@ -38,7 +38,7 @@ def chunk_recurrence(q, k, v, g=None, beta=None, *, axis_name, initial_state=Non
     axis_name: mesh axis along which the tokens are split, in order.
     initial_state: state before the first token of the whole sequence, the same on every device.
     reverse: takes the tokens last to first.
-    **options: scale, chunk, backend and the other options of `chunk_recurrence`.
+    scale, chunk, backend, precision: as in `chunk_recurrence`.
 
   Returns:
     (local o_BTHV, state after this device's own tokens: the global final state on the last device,
@@ -46,7 +46,8 @@ def chunk_recurrence(q, k, v, g=None, beta=None, *, axis_name, initial_state=Non
   """
   B, _, H, V = v.shape
   K = k.shape[-1]
-  run = functools.partial(chunked.chunk_recurrence, reverse=reverse, return_final_state=True, **options)
+  run = functools.partial(chunked.chunk_recurrence, reverse=reverse, return_final_state=True, scale=scale,
+                          chunk=chunk, backend=backend, precision=precision)
   if beta is None:
     _, M_BHKV = run(q, k, v, g, None)
     p_BHKW = _total_decay(g, M_BHKV)
