@@ -93,7 +93,8 @@ def default_chunk(decay: str, delta: bool, K: int, V: int, T: int, platform: str
   TPU: by the bundle counts of bundles.csv, at least the 16 rows of a tile.
   """
   if platform == "tpu":
-    longest = 256 if decay != "vector" and not delta and max(K, V) <= 128 else 128
+    wide = max(K, V) > 128
+    longest = {True: 64 if wide else 128, False: 256 if not wide and not delta else 128}[decay == "vector"]
     return max(min(longest, 1 << max(T - 1, 0).bit_length()), 16)
   if platform != "cpu":
     longest = 64 if delta else 128

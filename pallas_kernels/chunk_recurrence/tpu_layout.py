@@ -16,6 +16,8 @@ from pallas_kernels.chunk_recurrence.plan import Inputs, Plan
 # Dims: B batch, T tokens, H value heads, G key heads, K key width, V value width, C chunk, N chunks,
 # R rows of gates (hp of cumulative decay, hp of beta).
 
+# By (vector decay, delta): for matmuls in bfloat16 and in float32.
+TEMPORARIES = {(False, False): (6, 20), (False, True): (14, 40), (True, False): (24, 84), (True, True): (30, 112)}
 VMEM_BUDGET = 12 * 2**20  # bytes, of the 16 MiB that the compiler grants by default
 
 
@@ -130,7 +132,10 @@ def pack_gates(plan: Plan, tiling: Tiling, g, beta) -> dict:
   if plan.decay == "vector":
     packed["g"] = tiling.pad_tokens(g, tiling.K)
   elif plan.decay == "scalar":
-    rows.append(lax.cumsum(_rows(plan, tiling, g), axis=4, reverse=plan.reverse))
+    # A matmul: the layouts of XLA's cumsum pad a few numbers to whole tiles.
+    before_CC = jnp.triu(jnp.ones((plan.chunk, plan.chunk), jnp.float32))
+    before_CC = before_CC.T if plan.reverse else before_CC
+    rows.append(jnp.matmul(_rows(plan, tiling, g), before_CC, precision=lax.Precision.HIGHEST))
   if plan.delta:
     rows.append(_rows(plan, tiling, beta))
   if rows:
@@ -168,15 +173,20 @@ def choose_tiling(plan: Plan) -> Tiling:
 
 
 def vmem_bytes(tiling: Tiling) -> int:
-  """Model of a backward step: double-buffered blocks, states, and score-sized temporaries."""
+  """Model of a backward step: double-buffered blocks, states, and what the compiler keeps of temporaries.
+
+  The counts of temporaries, [hp, C, lanes] arrays in float32, were fitted to compilations for v5e.
+  """
   plan, C = tiling.plan, tiling.plan.chunk
-  size = jnp.dtype(plan.dtype).itemsize
+  size = 4 if tiling.fed == jnp.float32 else 2
   blocks = C * (4 * tiling.kb * tiling.K + 3 * tiling.hp * tiling.V) * size
   if plan.decay == "vector":
     blocks += 2 * C * tiling.hp * tiling.K * 4
-  states = tiling.hp * tiling.K * tiling.V
-  squares = 6 + (4 if plan.delta else 0)
-  return 2 * (blocks + states * (8 + size)) + 4 * states + squares * tiling.hp * C * max(C, 128) * 4
+  states = tiling.hp * tiling.K * max(tiling.V, 128)
+  narrow, wide = TEMPORARIES[plan.decay == "vector", plan.delta]
+  lanes = max(tiling.K, tiling.V, C, 128)
+  return (2 * (blocks + states * (8 + size)) + 4 * states
+          + (wide if size == 4 else narrow) * tiling.hp * C * lanes * 4)
 
 
 def _tiling(plan, hp):

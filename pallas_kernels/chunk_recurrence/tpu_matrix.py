@@ -4,8 +4,9 @@ The merge of matrix.py on whole tiles: with M_s the lower left quarters of all d
 
     X <- X - X (a o M_s) X     s = 1, 2, 4 .. C/2
 
-and for bfloat16 matmuls one Newton step X <- X + X (I - (I + a) X), whose residual is accurate to
-float32: X is rounded to bfloat16 first, and a is fed as the sum of two bfloat16 matrices.
+and one Newton step X <- X + X (I - (I + a) X). With bfloat16 matmuls its residual is kept accurate to
+float32: X is rounded to bfloat16 first, and a is fed as the sum of two bfloat16 matrices. In float32 the
+step takes the error on 64 identical keys with beta = 1.9 from 1.2e-5 to 1.9e-6 (output).
 """
 
 from typing import NamedTuple
@@ -63,10 +64,9 @@ def inverse(a_HCC, place: Positions, fed):
   for p in range(1, (C - 1).bit_length()):
     below = jnp.where((distance >> p) == 1, a_HCC, 0.0)
     x -= dot("nn", dot("nn", x, below, fed), x, fed)
-  if jnp.dtype(fed).itemsize >= 4:
-    return x
   x = x.astype(fed)
   coarse = a_HCC.astype(fed)
-  fine = (a_HCC - coarse.astype(jnp.float32)).astype(fed)
-  rest = identity - x.astype(jnp.float32) - dot("nn", coarse, x, fed) - dot("nn", fine, x, fed)
+  rest = identity - x.astype(jnp.float32) - dot("nn", coarse, x, fed)
+  if jnp.dtype(fed).itemsize < 4:
+    rest -= dot("nn", a_HCC - coarse.astype(jnp.float32), x, fed)
   return x.astype(jnp.float32) + dot("nn", x, rest, fed)
