@@ -141,7 +141,8 @@ def _pack(inputs, segment_ids):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _recurrence(plan, inputs):
-  o, final, _ = backends.BACKENDS[plan.forward].forward(plan, inputs)
+  without_states = dataclasses.replace(plan, save_states="recompute")
+  o, final, _ = backends.BACKENDS[plan.forward].forward(without_states, inputs)
   return o, final
 
 

@@ -3,7 +3,8 @@
 A backend is a module with three functions, listed in `BACKENDS`:
 
     why_not(plan, platform) -> None, or the reason why it cannot run
-    forward(plan, inputs) -> (o, final state, entry state of every chunk [N,B,H,K,V] in v's dtype)
+    forward(plan, inputs) -> (o, final state, entry state of every chunk [N,B,H,K,V] in v's dtype),
+        which may be None unless plan.save_states is "save"
     backward(plan, inputs, states, do, dstate) -> Inputs of cotangents
 
 `states` is the only thing that a forward hands to a backward, so the two may come from different
@@ -12,13 +13,14 @@ backends. `reference` is apart: it is differentiated by jax itself and serves as
 
 from typing import NamedTuple
 
-from pallas_kernels.chunk_recurrence import xla
+from pallas_kernels.chunk_recurrence import interpret, tpu, xla
 from pallas_kernels.chunk_recurrence.plan import Plan
 
-BACKENDS = {"xla": xla}
+BACKENDS = {"xla": xla, "pallas_tpu": tpu, "interpret": interpret}
 
-# What `auto` tries, best first; a kernel is listed once it was measured faster than xla there.
-AUTO = {"tpu": ("xla",), "gpu": ("xla",), "cpu": ("xla",)}
+# What `auto` tries, best first. The TPU kernels go by their static schedules (bundles.csv), the others by
+# measurements.
+AUTO = {"tpu": ("pallas_tpu", "xla"), "gpu": ("xla",), "cpu": ("xla",)}
 
 NAMES = ("reference", "xla", "pallas_tpu", "pallas_gpu", "interpret")
 

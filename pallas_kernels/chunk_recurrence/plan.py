@@ -89,8 +89,13 @@ def default_chunk(decay: str, delta: bool, K: int, V: int, T: int, platform: str
       B8 T512 H4 D64     scalar 69/60/64/74     delta 137/129/138/167    vector+delta -/460/550/575
       B16 T256 H4 D32    scalar 20/16/19/50     delta 58/59/64/106       vector -/134/208/154
 
-  Accelerators: 128 without and 64 with the delta rule, by the arithmetic of matrix units, not measured.
+  GPU: 128 without and 64 with the delta rule, by the arithmetic of matrix units, not measured.
+  TPU: by the bundle counts of bundles.csv, at least the 16 rows of a tile.
   """
+  if platform == "tpu":
+    wide = max(K, V) > 128
+    longest = {True: 64 if wide else 128, False: 256 if not wide and not delta else 128}[decay == "vector"]
+    return max(min(longest, 1 << max(T - 1, 0).bit_length()), 16)
   if platform != "cpu":
     longest = 64 if delta else 128
   else:

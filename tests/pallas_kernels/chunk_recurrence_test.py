@@ -13,7 +13,9 @@ import pytest
 
 from pallas_kernels.chunk_recurrence import chunk_recurrence
 
-BACKENDS = ["xla"]
+BACKENDS = ["xla", "interpret"]
+# Emulating a kernel takes seconds to compile: where shared code is at stake, it is left to `pytest -m slow`.
+MOSTLY_XLA = ["xla", pytest.param("interpret", marks=pytest.mark.slow)]
 RULES = [(decay, delta) for decay in ("none", "scalar", "vector") for delta in (False, True)]
 # Where a law rests on code that all rules share, the plainest and the richest rule stand for the rest.
 ENDS = [("scalar", False), ("vector", True)]
@@ -28,6 +30,7 @@ _id = lambda rule: rule[0] + ("_delta" if rule[1] else "")
 rules = pytest.mark.parametrize("rule", RULES, ids=_id)
 ends = pytest.mark.parametrize("rule", ENDS, ids=_id)
 backends = pytest.mark.parametrize("backend", BACKENDS)
+mostly_xla = pytest.mark.parametrize("backend", MOSTLY_XLA)
 
 
 def _run(arrays, segment_ids=None, **options):
@@ -89,7 +92,7 @@ def test_fast_form_is_the_reference_in_value_and_every_gradient(backend, rule):
                BOUND["float32"], BOUND["float32 gradient"])
 
 
-@backends
+@mostly_xla
 @pytest.mark.parametrize("chunk", [1, 64])
 def test_the_chunk_length_does_not_matter(backend, chunk):
   arrays = _inputs(("vector", True))
@@ -98,7 +101,7 @@ def test_the_chunk_length_does_not_matter(backend, chunk):
                BOUND["float32"], BOUND["float32 gradient"])
 
 
-@backends
+@mostly_xla
 @pytest.mark.parametrize("sizes", [dict(T=1), dict(T=16), dict(B=1, G=3, H=3, K=5, V=1, T=17),
                                    dict(G=2, H=4, K=1, V=7, T=12)],
                          ids=lambda s: "_".join(f"{k}{v}" for k, v in s.items()))
@@ -109,7 +112,7 @@ def test_any_size_works(backend, sizes):
                BOUND["float32"], BOUND["float32 gradient"])
 
 
-@backends
+@mostly_xla
 @ends
 def test_packed_segments_are_separate_calls_in_value_and_gradient(backend, rule):
   # Segments of 5, 18 and 14 tokens, the second crossing two chunk borders of 8.
@@ -128,7 +131,7 @@ def test_packed_segments_are_separate_calls_in_value_and_gradient(backend, rule)
   _assert_same(got, want, BOUND["float32"], BOUND["float32 packed"])
 
 
-@backends
+@mostly_xla
 @pytest.mark.parametrize("rule, reverse", [(("scalar", True), False), (("vector", True), True)])
 def test_padding_is_skipped_wherever_it_stands(backend, rule, reverse):
   arrays = _inputs(rule, seed=2)
@@ -144,7 +147,7 @@ def test_padding_is_skipped_wherever_it_stands(backend, rule, reverse):
   assert np.all(np.asarray(o)[:, ids < 0] == 0)
 
 
-@backends
+@mostly_xla
 @pytest.mark.parametrize("rule, cut", [(("scalar", False), 16), (("vector", True), 23)])
 def test_a_sequence_cut_anywhere_is_the_whole_sequence(backend, rule, cut):
   arrays = _inputs(rule, seed=3)
@@ -160,7 +163,7 @@ def test_a_sequence_cut_anywhere_is_the_whole_sequence(backend, rule, cut):
                BOUND["float32"], BOUND["float32 gradient"])
 
 
-@backends
+@mostly_xla
 @ends
 def test_reverse_is_flip(backend, rule):
   arrays = _inputs(rule, seed=4)
@@ -174,7 +177,7 @@ def test_reverse_is_flip(backend, rule):
                  BOUND["float32"], BOUND["float32 gradient"])
 
 
-@backends
+@mostly_xla
 @pytest.mark.parametrize("delta", [False, True])
 def test_one_rule_is_another_at_its_limit(backend, delta):
   q, k, v, g_H, beta, state = _inputs(("head", delta), seed=5)
@@ -191,7 +194,7 @@ def test_one_rule_is_another_at_its_limit(backend, delta):
     assert _rel(run((q, k, v, g_BTH, tiny, 0 * state), backend=backend, chunk=16)[0] * 1e4, silent) < 1e-2
 
 
-@backends
+@mostly_xla
 def test_key_heads_serve_neighbouring_value_heads(backend):
   arrays = _inputs(("scalar", True), seed=6, G=2, H=4)
   q, k, *rest = arrays
@@ -200,7 +203,7 @@ def test_key_heads_serve_neighbouring_value_heads(backend):
     assert _rel(got, wanted) < BOUND["float32"]
 
 
-@backends
+@mostly_xla
 @pytest.mark.parametrize("decay", ["scalar", "vector"])
 @pytest.mark.parametrize("delta", [False, True])
 @pytest.mark.parametrize("gate", [0.0, -1e-6, -30.0, -100.0])
@@ -218,7 +221,7 @@ def test_extreme_gates_stay_finite_and_right(backend, decay, delta, gate):
       assert np.linalg.norm(a - b) < 2e-5 * max(np.linalg.norm(b), 1.0), name
 
 
-@backends
+@mostly_xla
 def test_hard_resets_cost_no_more_than_their_rounding(backend):
   arrays = list(_inputs(("scalar", True), seed=8))
   arrays[3][:, [9, 10, 30]] = -60.0
@@ -226,7 +229,7 @@ def test_hard_resets_cost_no_more_than_their_rounding(backend):
                loss_and_gradients(tuple(arrays), backend="reference"), 1e-4)
 
 
-@backends
+@mostly_xla
 @pytest.mark.parametrize("beta", [0.0, 1.0, 1.9, 2.0])
 def test_identical_keys_are_finite_and_right(backend, beta):
   q, k, v, _, _, state = _inputs(("none", True), seed=9, T=128)
@@ -236,7 +239,7 @@ def test_identical_keys_are_finite_and_right(backend, beta):
                loss_and_gradients(arrays, backend="reference"), 2e-5, 3e-4)
 
 
-@backends
+@mostly_xla
 @ends
 def test_bfloat16_stays_within_its_bounds(backend, rule):
   half = _inputs(rule, seed=10, dtype=jnp.bfloat16)
@@ -256,7 +259,7 @@ def test_float64_agrees_to_ten_digits(rule):
                  loss_and_gradients(arrays, ids, backend="reference"), BOUND["float64"])
 
 
-@backends
+@mostly_xla
 def test_gradient_of_the_final_state_alone(backend):
   arrays = _inputs(("vector", True), seed=13)
   final = lambda a, **kw: jnp.sum(_run(a, **kw)[1])
@@ -267,7 +270,7 @@ def test_gradient_of_the_final_state_alone(backend):
     assert _rel(a, b) < BOUND["float32 gradient"], name
 
 
-@backends
+@mostly_xla
 @ends
 def test_no_token_sees_its_future(backend, rule):
   arrays = _inputs(rule, seed=14, B=1, T=12, K=4, V=3)
@@ -283,7 +286,7 @@ def test_no_token_sees_its_future(backend, rule):
   assert np.all(np.diag(seen_TT) != 0)
 
 
-@backends
+@mostly_xla
 def test_vmap_remat_and_scan_change_nothing(backend):
   many = jax.tree.map(lambda *x: np.stack(x), *[_inputs(("scalar", True), seed=s) for s in (15, 16)])
   loss = lambda save: jax.checkpoint(lambda a: _loss(a, backend=backend, chunk=16, save_states=save)[0])
@@ -306,7 +309,7 @@ def test_nested_vmaps_run():
   assert _rel(jax.jit(go)(nest)[1, 0, 1], want) < BOUND["float32"]
 
 
-@backends
+@mostly_xla
 def test_flat_heads_are_split_heads(backend):
   q, k, v, g, beta, state = _inputs(("vector", True), seed=18, G=1, H=2)
   flat = lambda x: x.reshape(*x.shape[:2], -1)

@@ -1,0 +1,89 @@
+"""Static schedules of the TPU kernels: how many instruction bundles a chunk takes, without a TPU.
+
+    python -m pallas_kernels.bundles                  prints the table
+    python -m pallas_kernels.bundles --write          also writes pallas_kernels/bundles.csv
+
+One bundle is at least one cycle; waits for memory are not in it, so this is a lower bound on time and
+an advisory gauge of changes. The figures come from the compiler's own dump, whose format is undocumented.
+"""
+
+import argparse
+import csv
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+from pallas_kernels import tpu_aot
+from pallas_kernels.chunk_recurrence.shapes import RULES
+from pallas_kernels.chunk_recurrence.tpu_layout import choose_tiling
+
+TABLE = pathlib.Path(__file__).with_name("bundles.csv")
+COLUMNS = ("topology", "decay", "delta", "kernel", "D", "chunk", "heads", "bundles", "per_128_tokens", "vmem")
+# A line of the dump that is one bundle inside the loop over grid steps.
+BUNDLE = re.compile(r"^\s*0x[0-9a-f]+\s+(?:\w+)?: > ?\{", re.M)
+DUMP = "STRATA_BUNDLE_DUMP"
+
+
+def measure(plan, topology, kernel, folder):
+  """One row: bundles of the body of the loop of `kernel`, "forward" or "backward".
+
+  Raises:
+    RuntimeError: the compiler wrote no dump, or one of another format.
+  """
+  before = set(folder.iterdir())
+  compiled = {"forward": tpu_aot.compile_forward, "backward": tpu_aot.compile_backward}[kernel](plan, topology)
+  files = [f for f in set(folder.iterdir()) - before
+           if f"chunk_recurrence_{kernel}" in f.name and re.search(r"-\d+-final_bundles\.txt$", f.name)]
+  bundles = sum(len(BUNDLE.findall(f.read_text())) for f in files)
+  if not bundles:
+    raise RuntimeError(f"{len(files)} dumps of {kernel} with no loop body in them: this libtpu writes another "
+                       "format; the table cannot be made with it.")
+  tiling = choose_tiling(plan)
+  return dict(zip(COLUMNS, (topology, plan.decay, plan.delta, kernel, plan.K, plan.chunk, tiling.hp, bundles,
+                            round(bundles / tiling.hp * 128 / plan.chunk), tpu_aot.report(compiled).vmem)))
+
+
+def main(argv=None):
+  parser = argparse.ArgumentParser(prog="python -m pallas_kernels.bundles", description=__doc__.split("\n")[0])
+  parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}")
+  parser.add_argument("--topologies", nargs="+", default=list(tpu_aot.TOPOLOGIES), choices=tpu_aot.TOPOLOGIES)
+  parser.add_argument("--chunk", type=int, help="tokens per chunk (default: what the public call takes)")
+  parser.add_argument("--width", type=int, nargs="+", default=[128], help="K = V (default 128)")
+  options = parser.parse_args(argv)
+  if not tpu_aot.available():
+    parser.error("libtpu is not installed; it comes with the extra `tpu`.")
+  if DUMP not in os.environ:
+    return _with_dump(sys.argv[1:] if argv is None else argv)
+  folder, rows = pathlib.Path(os.environ[DUMP]), []
+  for topology in options.topologies:
+    for width in options.width:
+      for decay, delta in RULES:
+        for kernel, states in (("forward", "recompute"), ("backward", "save")):
+          plan = tpu_aot.plan_of(decay, delta, D=width, chunk=options.chunk, save_states=states)
+          rows.append(measure(plan, topology, kernel, folder))
+          print(*(f"{name} {value}" for name, value in rows[-1].items()), sep="  ", flush=True)
+          for file in folder.iterdir():
+            file.unlink()
+  if options.write:
+    with open(TABLE, "w", newline="") as file:
+      writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+      writer.writeheader()
+      writer.writerows(rows)
+  return 0
+
+
+def _with_dump(argv):
+  """Runs this command again with the dump switched on: libtpu reads its flags once, when it is loaded."""
+  with tempfile.TemporaryDirectory() as folder:
+    flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+    environment = os.environ | tpu_aot.ENVIRONMENT | {
+        "JAX_PLATFORMS": "cpu", "LIBTPU_INIT_ARGS": flags, DUMP: folder}
+    command = [sys.executable, "-m", "pallas_kernels.bundles", *argv]
+    return subprocess.run(command, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+  raise SystemExit(main())
