@@ -3,9 +3,17 @@
 Everything else in the project imports from here and never compares versions itself.
 """
 
+import importlib
+import importlib.util
+
 import jax
 
 JAX_VERSION = jax.__version_info__
+
+# Deprecated since jax 0.11 and to be removed: None where it is gone.
+pallas_triton = None
+if importlib.util.find_spec("jax.experimental.pallas.triton"):
+  pallas_triton = importlib.import_module("jax.experimental.pallas.triton")
 
 
 def is_concrete(x) -> bool:
