@@ -16,6 +16,12 @@ if importlib.util.find_spec("jax.experimental.pallas.triton"):
   pallas_triton = importlib.import_module("jax.experimental.pallas.triton")
 
 
+def gpu_interpreter():
+  """Constructor of parameters that run a Mosaic GPU kernel on a CPU, None where jax has none."""
+  mosaic_gpu = importlib.import_module("jax.experimental.pallas.mosaic_gpu")
+  return getattr(mosaic_gpu, "InterpretGPUParams", None)
+
+
 def is_concrete(x) -> bool:
   """True if the values of `x` can be looked at now, i.e. it is not being traced."""
   return not isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct)

@@ -12,13 +12,16 @@ backends. `reference` is apart: it is differentiated by jax itself and serves as
 
 from typing import NamedTuple
 
-from pallas_kernels.chunk_recurrence import xla
+from pallas_kernels.chunk_recurrence import gpu, xla
 from pallas_kernels.chunk_recurrence.plan import Plan
 
-BACKENDS = {"xla": xla}
+BACKENDS = {"xla": xla, "pallas_gpu": gpu}
 
 # What `auto` tries, best first; a kernel is listed once it was measured faster than xla there.
 AUTO = {"tpu": ("xla",), "gpu": ("xla",), "cpu": ("xla",)}
+
+# What `auto` leaves to the caller.
+UNMEASURED = {"gpu": {"pallas_gpu": "never run on a GPU, so never measured against xla; name it to try it"}}
 
 NAMES = ("reference", "xla", "pallas_tpu", "pallas_gpu", "interpret")
 
@@ -49,7 +52,7 @@ def choose(name: str, plan: Plan, platform: str) -> Choice:
 
 
 def _automatic(plan, platform):
-  refused = {}
+  refused = dict(UNMEASURED.get(platform, {}))
   for name in AUTO.get(platform, ("xla",)):
     reason = _why_not(name, plan, platform)
     if not reason:

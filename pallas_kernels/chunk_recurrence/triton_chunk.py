@@ -1,8 +1,7 @@
 """One chunk of one head in operations that Pallas lowers through Triton.
 
 The algebra is that of chunk.py. What differs: no slices of values, sides that are powers of two, at least
-16 of them in a matmul, and columns [C,1] that become rows by transposition. A decay between two rows is
-a sum of the log decays between them, never a difference of cumulative sums. For vector decay, pair (i, j)
+16 of them in a matmul, and columns [C,1] that become rows by transposition. For vector decay, pair (i, j)
 lies in the lower left quarter of exactly one block of 2s rows, s = 1, 2, 4 .. C/2, and there
 
     G_i - G_j = (sum of g from the middle of the block to i) + (sum of g after j up to the middle)
