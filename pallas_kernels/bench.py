@@ -132,7 +132,9 @@ def plot(rows, path):
     axes.loglog(*zip(*points), marker="o", label=name)
   axes.set_xlabel("tokens T")
   axes.set_ylabel("forward + backward, ms")
-  axes.set_title(f"{rows[0]['shape'].replace(str(rows[0]['T']), '')}on {_device()}", fontsize=9)
+  B, _, H, D, dtype = rows[0]["size"]
+  axes.set_title(f"B{B} H{H} D{D} {dtype} on {_device()}", fontsize=9)
+  axes.set_xscale("log", base=2)
   axes.legend()
   figure.tight_layout()
   figure.savefig(path, dpi=120)

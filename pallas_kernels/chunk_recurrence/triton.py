@@ -90,7 +90,8 @@ def backward(plan: Plan, inputs: Inputs, states, do_BTHV, dstate_BHKV, *, interp
       _pad(_pad(dstate_BHKV, -2, K), -1, V))
 
   total = lambda x: jnp.sum(x, axis=0)
-  keys = lambda x, like: jnp.sum(total(x)[..., :plan.K].reshape(B, T, plan.G, -1, plan.K), axis=3).astype(like.dtype)
+  group = lambda x: total(x)[..., :plan.K].reshape(B, T, plan.G, -1, plan.K)
+  keys = lambda x, like: jnp.sum(group(x), axis=3).astype(like.dtype)
   gate = None if inputs.g is None else total(grads.g)
   if plan.decay == "vector":
     gate = gate[..., :plan.K]
@@ -203,8 +204,9 @@ def _like(valid_C1, shape):
 def _launch_forward(plan, inputs, saved, interpret):
   K, V, tile = _sides(plan)
   B, T, H = inputs.v.shape[:3]
-  outputs = (jax.ShapeDtypeStruct((B, T, H, V), inputs.v.dtype), jax.ShapeDtypeStruct((B, H, K, V), jnp.float32),
-             jax.ShapeDtypeStruct((plan.chunks, B, H, K, V), inputs.v.dtype) if saved else None)
+  array, dtype = jax.ShapeDtypeStruct, inputs.v.dtype
+  outputs = (array((B, T, H, V), dtype), array((B, H, K, V), jnp.float32),
+             array((plan.chunks, B, H, K, V), dtype) if saved else None)
   o, final, states = _call(plan, functools.partial(_forward_kernel, plan, tile), outputs,
                            (B, H, V // tile), interpret)(_widen(plan, inputs))
   states = None if states is None else states[..., :plan.K, :plan.V]

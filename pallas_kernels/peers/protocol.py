@@ -1,4 +1,4 @@
-"""What a rival's process is asked and what it answers: files, so that it needs neither jax nor this lab's Python.
+"""What a rival's process is asked and what it answers: files, so that it needs neither our jax nor our Python.
 
 A request is a folder with `request.json` and one `check_<i>.npz` per rule; the answer is `answer.json` and
 `answer_<i>.npz` beside them. Values are checked on small arrays that both sides share; times are taken on
