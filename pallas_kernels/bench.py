@@ -4,6 +4,7 @@
     python -m pallas_kernels.bench --check      correctness only
     python -m pallas_kernels.bench --json FILE  also writes the numbers
     python -m pallas_kernels.bench --plot FILE  draws time against T, linear against softmax, as PNG
+    python -m pallas_kernels.bench --peers      also times flash-linear-attention and jax-linear-attention
 
 Every figure comes from one process with the rivals interleaved on the same arrays: medians of 20 calls
 after a warm-up, and ratios of medians. Milliseconds only mean something beside the device's name.
@@ -13,6 +14,7 @@ import argparse
 import functools
 import json
 import math
+import os
 import time
 
 import jax
@@ -22,7 +24,8 @@ import numpy as np
 from pallas_kernels.chunk_recurrence import chunk_recurrence, explain_backend, shapes
 from pallas_kernels.chunk_recurrence.plan import default_chunk
 from pallas_kernels.diag_scan import diag_scan
-from pallas_kernels.inputs import draw
+from pallas_kernels.inputs import Arrays, draw
+from pallas_kernels.peers import start
 
 # Dims: B batch, T tokens, H heads, D width, C chunk.
 
@@ -93,7 +96,7 @@ def compare(shape, decay, delta, *, backward, reference=True, softmax=True, repe
   ms = paired_medians(calls, repeats)
   ours = min((n for n in ms if n not in ("reference", "softmax")), key=ms.get)
   floor = _floor_seconds(shape, decay, delta, backward)
-  return dict(shape=str(shape), T=T, decay=decay, delta=delta, mode="train" if backward else "forward",
+  return dict(shape=str(shape), size=shape, T=T, decay=decay, delta=delta, mode="train" if backward else "forward",
               ms=ms, best=ours, ratio={n: ms[n] / ms[ours] for n in ms if n != ours},
               floor_fraction=None if floor is None else 1e3 * floor / ms[ours],
               memory={n: _memory(run) for n, run in compiled.items()})
@@ -129,10 +132,20 @@ def plot(rows, path):
     axes.loglog(*zip(*points), marker="o", label=name)
   axes.set_xlabel("tokens T")
   axes.set_ylabel("forward + backward, ms")
-  axes.set_title(f"{rows[0]['shape'].replace(str(rows[0]['T']), '')}on {_device()}", fontsize=9)
+  B, _, H, D, dtype = rows[0]["size"]
+  axes.set_title(f"B{B} H{H} D{D} {dtype} on {_device()}", fontsize=9)
+  axes.set_xscale("log", base=2)
   axes.legend()
   figure.tight_layout()
   figure.savefig(path, dpi=120)
+
+
+def peers(timings, python, repeats):
+  """Times rival packages in processes of their own at the shapes of `timings`; see peers/start.py."""
+  shape = lambda row: tuple(row["size"])
+  rule = lambda row: row["decay"] + (" delta" if row["delta"] else "")
+  ours = {(*shape(row), rule(row), row["mode"]): row["ms"][row["best"]] for row in timings}
+  return start.measure(python, list(dict.fromkeys(map(shape, timings))), repeats, _reference_values, ours)
 
 
 def growth(rows, name):
@@ -146,7 +159,12 @@ def main(argv=None):
   parser.add_argument("--json", metavar="FILE", help="write all numbers there")
   parser.add_argument("--plot", metavar="FILE", help="write the crossover plot there, PNG")
   parser.add_argument("--repeats", type=int, default=20, help="timed calls per rival (default 20)")
+  parser.add_argument("--peers", metavar="PYTHON", nargs="?", const="", default=None,
+                      help="also times rival packages, with the interpreter that has them (default: this one)")
   options = parser.parse_args(argv)
+  if options.peers is not None:
+    # The rivals' processes need memory on the same device.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   report = dict(device=_device(), jax=jax.__version__, date=time.strftime("%Y-%m-%d"))
   print(f"{report['device']}, jax {report['jax']}", flush=True)
   report["check"] = check(tokens=(100,) if _cpu() else (1024, 8192))
@@ -156,6 +174,8 @@ def main(argv=None):
   failed = not all(row["ok"] for row in report["check"])
   if not options.check and not failed:
     report |= _timings(options)
+    if options.peers is not None:
+      report["peers"] = peers(report["timings"], options.peers, options.repeats)
   if options.json:
     with open(options.json, "w") as file:
       json.dump(report, file, indent=1)
@@ -221,6 +241,12 @@ def _value_and_gradients(name):
     return o, pull(jnp.cos(jnp.arange(o.size, dtype=jnp.float32)).reshape(o.shape).astype(o.dtype))
 
   return jax.jit(run)
+
+
+def _reference_values(arrays, do):
+  o, pull = jax.vjp(lambda a: chunk_recurrence(*a, backend="reference")[0],
+                    Arrays(**dict.fromkeys(Arrays._fields) | arrays))
+  return o, pull(do)[0]._asdict()
 
 
 def _compile(function, arrays):

@@ -3,9 +3,23 @@
 Everything else in the project imports from here and never compares versions itself.
 """
 
+import importlib
+import importlib.util
+
 import jax
 
 JAX_VERSION = jax.__version_info__
+
+# Deprecated since jax 0.11 and to be removed: None where it is gone.
+pallas_triton = None
+if importlib.util.find_spec("jax.experimental.pallas.triton"):
+  pallas_triton = importlib.import_module("jax.experimental.pallas.triton")
+
+
+def gpu_interpreter():
+  """Constructor of parameters that run a Mosaic GPU kernel on a CPU, None where jax has none."""
+  mosaic_gpu = importlib.import_module("jax.experimental.pallas.mosaic_gpu")
+  return getattr(mosaic_gpu, "InterpretGPUParams", None)
 
 
 def is_concrete(x) -> bool:

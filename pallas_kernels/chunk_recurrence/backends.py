@@ -13,14 +13,17 @@ backends. `reference` is apart: it is differentiated by jax itself and serves as
 
 from typing import NamedTuple
 
-from pallas_kernels.chunk_recurrence import interpret, tpu, xla
+from pallas_kernels.chunk_recurrence import gpu, interpret, tpu, xla
 from pallas_kernels.chunk_recurrence.plan import Plan
 
-BACKENDS = {"xla": xla, "pallas_tpu": tpu, "interpret": interpret}
+BACKENDS = {"xla": xla, "pallas_tpu": tpu, "pallas_gpu": gpu, "interpret": interpret}
 
 # What `auto` tries, best first. The TPU kernels go by their static schedules (bundles.csv), the others by
 # measurements.
 AUTO = {"tpu": ("pallas_tpu", "xla"), "gpu": ("xla",), "cpu": ("xla",)}
+
+# What `auto` leaves to the caller.
+UNMEASURED = {"gpu": {"pallas_gpu": "never run on a GPU, so never measured against xla; name it to try it"}}
 
 NAMES = ("reference", "xla", "pallas_tpu", "pallas_gpu", "interpret")
 
@@ -51,7 +54,7 @@ def choose(name: str, plan: Plan, platform: str) -> Choice:
 
 
 def _automatic(plan, platform):
-  refused = {}
+  refused = dict(UNMEASURED.get(platform, {}))
   for name in AUTO.get(platform, ("xla",)):
     reason = _why_not(name, plan, platform)
     if not reason:

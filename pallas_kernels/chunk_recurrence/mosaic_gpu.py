@@ -1,0 +1,141 @@
+"""The recurrence with one decay per token or none, as Pallas Mosaic GPU kernels for Hopper.
+
+Lowered for cuda on a CPU and run in the GPU interpreter of newer jax; never run on a GPU.
+
+Grid (B, H, V / 64), one warpgroup per program: it walks the chunks of one head, 64 tokens each, with a
+K x 64 state in registers. Per chunk, for K = 128:
+
+                 copied in              copied out                                  FLOPs
+    forward      q, k, v: 40 KB         o, entry state: 24 KB                       3.7 M
+    backward     and do, state: 64 KB   dv: 8 KB, float32 parts of dq, dk: 64 KB    8.4 M
+
+Parts of dq and dk are summed over tiles of V (and over the value heads of a key head) by XLA, which also
+makes the cumulative gates and their gradients: arrays of one float per token and head.
+"""
+
+import functools
+
+import jax
+from jax import lax
+from jax.experimental.pallas import mosaic_gpu as plgpu
+import jax.numpy as jnp
+
+from pallas_kernels.chunk_recurrence.mosaic_gpu_kernels import backward_kernel, C, forward_kernel, TILE
+from pallas_kernels.chunk_recurrence.plan import Inputs, Plan
+
+# Dims: B batch, T tokens, H value heads, G key heads, K key width, V value width, N chunks, C rows of a chunk.
+
+
+def why_not(plan: Plan) -> str | None:
+  """Reason why these kernels do not compute `plan`, on whatever device, or None."""
+  if plan.decay == "vector" or plan.delta or plan.packed or plan.reverse:
+    return "the Hopper kernels know neither vector decay, delta rule, segments nor reversed order yet"
+  if plan.dtype != "bfloat16" or plan.precision != "mixed":
+    return f"wgmma is fed with bfloat16 here, not {plan.dtype} at precision {plan.precision!r}"
+  if plan.chunk != C or plan.K not in (64, 128) or plan.V % TILE:
+    return (f"chunk={plan.chunk}, K={plan.K}, V={plan.V} must be chunk={C}, K=64 or 128 and V a multiple "
+            f"of {TILE} to fill wgmma tiles within shared memory")
+  return None
+
+
+def forward(plan: Plan, inputs: Inputs, *, interpret=None):
+  """Runs the recurrence.
+
+  Args:
+    plan: the static half of the call, one that `why_not` has nothing against.
+    inputs: canonical arrays.
+    interpret: parameters of jax's GPU interpreter, to emulate the kernel.
+
+  Returns:
+    (o_BTHV in v's dtype, final state_BHKV, entry states [N,B,H,K,V] in v's dtype).
+  """
+  q, k, v = (_whole_chunks(x) for x in inputs[:3])
+  B, T, H, V = v.shape
+  o, final, states = _launch(
+      plan, forward_kernel, interpret,
+      out_type=(_array(v.dtype, *v.shape), _array(jnp.float32, B, H, plan.K, V),
+                _array(v.dtype, T // C, B, H, plan.K, V)),
+      scratch_types=(_slots(C, plan.K), _slots(C, plan.K), _slots(C, TILE), plgpu.SMEM((2, C), jnp.float32),
+                     plgpu.Barrier(num_arrivals=4, num_barriers=2), _tile(C, C), _tile(C, TILE), _tile(C, TILE),
+                     _tile(plan.K, TILE), _tile(C, TILE, jnp.float32), plgpu.Barrier()))(
+          q, k, v, _cumulative(plan, inputs), inputs.state)
+  return o[:, :plan.T], final, states
+
+
+def backward(plan: Plan, inputs: Inputs, states, do_BTHV, dstate_BHKV, *, interpret=None) -> Inputs:
+  """Gradients of every array of `inputs`.
+
+  Args:
+    plan, inputs, interpret: as in `forward`.
+    states: what `forward` returned, or None to run the states again.
+    do_BTHV, dstate_BHKV: cotangents of the output and of the final state.
+
+  Returns:
+    Cotangents in the shape of `inputs`.
+  """
+  if states is None:
+    _, _, states = forward(plan, inputs, interpret=interpret)
+  q, k, v, do = (_whole_chunks(x) for x in (*inputs[:3], do_BTHV.astype(inputs.v.dtype)))
+  B, T, H, V = v.shape
+  N, tiles, K = T // C, V // TILE, plan.K
+  G_BHT = _cumulative(plan, inputs)
+  keys = _array(jnp.float32, tiles, B, T, H, K)
+  rows = _array(jnp.float32, tiles, B, H, T)
+  dq, dk, dv, dstate, dG, out, kept = _launch(
+      plan, backward_kernel, interpret,
+      out_type=(keys, keys, _array(v.dtype, *v.shape), _array(jnp.float32, B, H, K, V), rows, rows,
+                _array(jnp.float32, tiles, B, H, N, K)),
+      scratch_types=(_slots(C, K), _slots(C, K), _slots(C, TILE), _slots(C, TILE), _slots(K, TILE),
+                     plgpu.SMEM((2, C), jnp.float32), plgpu.Barrier(num_arrivals=6, num_barriers=2),
+                     _tile(C, C), _tile(C, C), _tile(C, TILE), _tile(C, TILE), _tile(K, TILE),
+                     _slots(C, C, jnp.float32), plgpu.SMEM((2, C), jnp.float32),
+                     plgpu.SMEM((K,), jnp.float32), plgpu.Barrier()))(
+          q, k, v, do, states, G_BHT, dstate_BHKV)
+  ungroup = lambda x: jnp.sum(x, axis=0)[:, :plan.T].reshape(B, plan.T, plan.G, -1, K).sum(3).astype(v.dtype)
+  dg = None
+  if inputs.g is not None:
+    chunked = lambda x: jnp.sum(x, axis=0).reshape(B, H, N, C)
+    last = jnp.exp(G_BHT.reshape(B, H, N, C)[..., -1:])
+    exit_gate = jnp.sum(chunked(out), -1, keepdims=True) + last * jnp.sum(kept, axis=(0, -1))[..., None]
+    dg = lax.cumsum(chunked(dG), axis=3, reverse=True) + exit_gate
+    dg = jnp.swapaxes(dg.reshape(B, H, T), 1, 2)[:, :plan.T]
+  return Inputs(ungroup(dq), ungroup(dk), dv[:, :plan.T], dg, None, dstate, None)
+
+
+def _array(dtype, *shape):
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _tile(rows, columns, dtype=jnp.bfloat16):
+  """Shared memory in the order that wgmma and TMA want."""
+  return plgpu.SMEM((rows, columns), dtype, transforms=_order(dtype))
+
+
+def _slots(rows, columns, dtype=jnp.bfloat16):
+  return plgpu.SMEM((2, rows, columns), dtype, transforms=_order(dtype))
+
+
+def _order(dtype):
+  return plgpu.TilingTransform((8, 128 // jnp.dtype(dtype).itemsize)), plgpu.SwizzleTransform(128)
+
+
+def _launch(plan, kernel, interpret, **types):
+  # Layouts are stated, not inferred: inference of jax 0.12 finds none for these kernels.
+  params = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane)
+  emulated = {} if interpret is None else dict(interpret=interpret)
+  return plgpu.kernel(functools.partial(kernel, plan), grid=(plan.B, plan.H, plan.V // TILE),
+                      grid_names=("batch", "head", "column"), compiler_params=params, **types, **emulated)
+
+
+def _whole_chunks(x):
+  """Pads [B,T,...] with tokens that write nothing."""
+  missing = -x.shape[1] % C
+  return jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2)) if missing else x
+
+
+def _cumulative(plan, inputs):
+  """Sums [B,H,T] of the log decays inside each chunk, up to and with each token."""
+  if inputs.g is None:
+    return jnp.zeros((plan.B, plan.H, plan.chunks * C), jnp.float32)
+  g_BHT = jnp.swapaxes(_whole_chunks(inputs.g), 1, 2)
+  return jnp.cumsum(g_BHT.reshape(plan.B, plan.H, -1, C), axis=-1).reshape(g_BHT.shape)

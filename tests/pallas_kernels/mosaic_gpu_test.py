@@ -1,0 +1,90 @@
+"""The Hopper kernels: lowered for cuda without a GPU, and right in jax's GPU interpreter where it has one."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import compat
+from pallas_kernels.chunk_recurrence import backends, explain_backend, mosaic_gpu, reference
+from pallas_kernels.chunk_recurrence.plan import Inputs, Plan
+from tests.common.lowering import custom_calls, lower_for_hopper
+
+INTERPRETER = compat.gpu_interpreter()
+PLAN = Plan(decay="scalar", delta=False, packed=False, B=1, T=150, H=2, G=1, K=128, V=128, dtype="bfloat16",
+            scale=0.1, chunk=64, reverse=False, precision="mixed", save_states="save", forward="", backward="")
+
+
+def _inputs(plan):
+  draw = np.random.default_rng(0)
+  normal = lambda dtype, *shape: jnp.asarray(draw.standard_normal(shape, np.float32), dtype)
+  tokens = (plan.B, plan.T)
+  q, k = normal(plan.dtype, 2, *tokens, plan.G, plan.K)
+  g = None if plan.decay == "none" else draw.uniform(-0.2, 0, (*tokens, plan.H)).astype(np.float32)
+  state = normal(jnp.float32, plan.B, plan.H, plan.K, plan.V)
+  return Inputs(q, k / 8, normal(plan.dtype, *tokens, plan.H, plan.V), g, None, state, None)
+
+
+def _backward_arguments(plan, inputs):
+  states = jax.ShapeDtypeStruct((plan.chunks, plan.B, plan.H, plan.K, plan.V), jnp.dtype(plan.dtype))
+  return inputs, states, inputs.v, inputs.state
+
+
+@pytest.mark.parametrize("changed", [dict(), dict(decay="none", K=64, V=192, G=2, B=2, T=64)])
+def test_every_kernel_is_lowered_for_hopper(changed):
+  plan = dataclasses.replace(PLAN, **changed)
+  inputs = _inputs(plan)
+  assert mosaic_gpu.why_not(plan) is None
+  forward = lower_for_hopper(functools.partial(mosaic_gpu.forward, plan), inputs)
+  backward = lower_for_hopper(functools.partial(mosaic_gpu.backward, plan), *_backward_arguments(plan, inputs))
+  assert custom_calls(forward) == custom_calls(backward) == ["mosaic_gpu_v2"]
+
+
+def _relative(got, want):
+  got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+  return np.linalg.norm(got - want) / np.linalg.norm(want)
+
+
+@pytest.mark.skipif(INTERPRETER is None, reason="this jax has no GPU interpreter")
+@pytest.mark.parametrize("changed", [dict(), dict(decay="none", K=64, H=1, T=64, V=64, save_states="recompute")])
+def test_the_emulated_kernels_are_the_reference_and_have_no_races(changed):
+  plan = dataclasses.replace(PLAN, **changed)
+  inputs = _inputs(plan)
+  emulated = INTERPRETER(detect_races=True)
+  o, final, states = jax.jit(functools.partial(mosaic_gpu.forward, plan, interpret=emulated))(inputs)
+  states = states if plan.save_states == "save" else None
+  do, dfinal = inputs.v[:, ::-1], inputs.state[:, :, ::-1]
+  got = jax.jit(functools.partial(mosaic_gpu.backward, plan, interpret=emulated))(inputs, states, do, dfinal)
+
+  @jax.jit
+  def exact(inputs, do):
+    values, pull = jax.vjp(functools.partial(reference.run, plan), inputs)
+    return values, pull((do, dfinal))[0]
+
+  wide = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+  values, want = exact(wide(inputs), wide(do))
+  errors = dict(o=_relative(o, values[0]), final=_relative(final, values[1]))
+  errors |= {name: _relative(a, b) for name, a, b in zip(Inputs._fields, got, want) if b is not None}
+  assert max(errors.values()) < 1e-2, errors
+
+
+@pytest.mark.parametrize("changed, reason", [
+    (dict(delta=True), "delta rule"), (dict(dtype="float32"), "not float32"), (dict(precision="highest"), "highest"),
+    (dict(chunk=128), "chunk=128"), (dict(V=96), "V=96")])
+def test_what_does_not_fill_its_tiles_is_refused_with_the_numbers(changed, reason):
+  assert reason in mosaic_gpu.why_not(dataclasses.replace(PLAN, **changed))
+
+
+def test_auto_says_why_it_does_not_choose_them():
+  shape = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+  arrays = shape(1, 150, 1, 128), shape(1, 150, 1, 128), shape(1, 150, 2, 128)
+  choice = explain_backend(*arrays, platform="gpu")
+  assert choice.name == "xla" and "never run on a GPU" in choice.refused["pallas_gpu"]
+  assert not any("pallas_gpu" in names for names in backends.AUTO.values())
+  if compat.pallas_triton is not None:
+    assert explain_backend(*arrays, backend="pallas_gpu", platform="gpu").name == "pallas_gpu"
+  with pytest.raises(ValueError, match="Mosaic GPU: .* must be a Hopper GPU.*; Triton: .*"):
+    explain_backend(*arrays, chunk=256, backend="pallas_gpu", platform="gpu")
