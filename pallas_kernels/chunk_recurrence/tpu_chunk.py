@@ -16,16 +16,19 @@ Reference: as chunk.py; dG is the identity of Yang et al., "Gated Linear Attenti
 Hardware-Efficient Training", 2024, appendix C, kept inside a chunk and in float32.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 
 from pallas_kernels.chunk_recurrence import tpu_scores
 from pallas_kernels.chunk_recurrence.tpu_matrix import dot, inverse, Positions
 
 # Dims: H heads of a grid step, C rows of a chunk, K key width, V value width, W = 1 or K.
+
+LANES = 128
+LOG2_E = math.log2(math.e)
 
 
 class Rows(NamedTuple):
@@ -101,8 +104,7 @@ def gates(cumulative_HC, g_HCK, beta_HC, segment_4C, place: Positions) -> Gates:
   if cumulative_HC is not None:
     G, enter, leave = map(jnp.stack, columns[:3])
     columns = columns[3:]
-    gap_HCC = G - cumulative_HC[:, None, :]
-    pairs = jnp.exp(jnp.where(mask, gap_HCC, -jnp.inf))
+    pairs = _pair_decays(G * LOG2_E, (cumulative_HC * LOG2_E)[:, None, :], mask, place)
     keep = jnp.exp(last_H1)[:, :, None]
   elif g_HCK is not None:
     levels, enter, leave, total_H1K = tpu_scores.decays(g_HCK, place)
@@ -127,10 +129,13 @@ def forward(rows: Rows, gate: Gates, S_HKV, place: Positions, scale: float, fed:
     (o_HCV, exit state), both float32.
   """
   q, k, v = rows
-  mix, u, _ = _write(rows, gate, S_HKV, place, fed)
+  if gate.beta_HC1 is None and gate.levels is None:
+    u, near = v, _read_strips(rows, gate, place, fed)
+  else:
+    mix, u, _ = _write(rows, gate, S_HKV, place, fed)
+    near = dot("nn", mix, u, fed)
   o = _after(gate, dot("nn", _before(gate, q, gate.enter), S_HKV, fed), gate.enter)
-  o = scale * (o + dot("nn", mix, u, fed))
-  return o, exit_state(k, u, gate, S_HKV, fed)
+  return scale * (o + near), exit_state(k, u, gate, S_HKV, fed)
 
 
 def exit_state(k_HCK, u_HCV, gate, S_HKV, fed):
@@ -255,6 +260,38 @@ def _score_gradients(rows, gate, dmix, derase, place, scale, fed):
     dk_row = dot("nn", derase, k, fed)
     dk_col += dot("tn", derase, k, fed)
   return dq, dk_row, dk_col
+
+
+def _read_strips(rows, gate, place, fed):
+  """mix v in strips of rows, each against the columns that are not wholly in its future."""
+  out = []
+  for own, seen in _strips(place):
+    scores = dot("nt", rows.q_HCK[:, own], rows.k_HCK[:, seen], fed)
+    if gate.pairs_HCC is None:
+      mix = jnp.where(gate.mask_1CC[:, own, seen], scores, 0.0)
+    else:
+      mix = scores * gate.pairs_HCC[:, own, seen]
+    out.append(dot("nn", mix, rows.v_HCV[:, seen], fed))
+  return jnp.concatenate(out, axis=1)
+
+
+def _pair_decays(row_HC1, col_H1C, mask_1CC, place):
+  """2^(row - col) where the mask holds, else 0."""
+  C, strips = mask_1CC.shape[-1], []
+  for own, seen in _strips(place):
+    gap = jnp.where(mask_1CC[:, own, seen], row_HC1[:, own] - col_H1C[:, :, seen], -jnp.inf)
+    part = jnp.exp2(gap)
+    zeros = [jnp.zeros((*part.shape[:2], C - part.shape[2]), part.dtype)] if part.shape[2] < C else []
+    strips.append(jnp.concatenate([*zeros, part] if place.reverse else [part, *zeros], axis=2))
+  return jnp.concatenate(strips, axis=1)
+
+
+def _strips(place):
+  """(rows, columns not wholly in their future) of every strip of a tile of lanes."""
+  C = place.row_C1.shape[0]
+  tile = min(C, LANES)
+  return [(slice(i, i + tile), slice(i, C) if place.reverse else slice(0, i + tile))
+          for i in range(0, C, tile)]
 
 
 def _sum(x_HKV):
