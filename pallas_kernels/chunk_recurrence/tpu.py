@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
-from pallas_kernels.chunk_recurrence import tpu_chunk
+from pallas_kernels.chunk_recurrence import tpu_backward, tpu_chunk
 from pallas_kernels.chunk_recurrence.plan import Inputs, Plan
 from pallas_kernels.chunk_recurrence.tpu_layout import (
     choose_tiling, pack, pack_gates, refuse, Tiling, unpack_state, unpack_tokens)
@@ -123,7 +123,7 @@ def _backward_kernel(plan, tiling, refs):
   rows, gate, place = _load(plan, tiling, refs)
   do = _split(refs["do"][0], tiling.hp)
   S = refs["states"][0, 0].astype(jnp.float32)
-  d = tpu_chunk.backward(rows, gate, S, do, dS, place, plan.scale, tiling.fed)
+  d = tpu_backward.backward(rows, gate, S, do, dS, place, plan.scale, tiling.fed)
   for name, dx in (("dq", d.q_HCK), ("dk", d.k_HCK)):
     refs[name][0] = _join(_sum_keys(dx, tiling.kb)).astype(refs[name].dtype)
   refs["dv"][0] = _join(d.v_HCV).astype(refs["dv"].dtype)

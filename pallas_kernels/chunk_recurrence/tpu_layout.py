@@ -17,7 +17,8 @@ from pallas_kernels.chunk_recurrence.plan import Inputs, Plan
 # R rows of gates (hp of cumulative decay, hp of beta).
 
 # By (vector decay, delta): for matmuls in bfloat16 and in float32.
-TEMPORARIES = {(False, False): (6, 20), (False, True): (14, 40), (True, False): (24, 84), (True, True): (30, 112)}
+TEMPORARIES = {(False, False): (6, 20), (False, True): (14, 40),
+               (True, False): (24, 84), (True, True): (30, 112)}
 VMEM_BUDGET = 12 * 2**20  # bytes, of the 16 MiB that the compiler grants by default
 
 

@@ -55,6 +55,18 @@ def dot(form: str, a, b, fed):
                          precision=precision, preferred_element_type=jnp.float32)
 
 
+def fine_dot(form: str, a, b, fed):
+  """`dot` to about 16 bits when `fed` is bfloat16: three products of the rounded operands and their rests.
+
+  A solve needs it: entries of the inverse alternate in sign, and on identical keys with beta = 1.9 plain
+  products left errors of 7e-2 in the output and 1e-1 in gradients.
+  """
+  if jnp.dtype(fed).itemsize >= 4:
+    return dot(form, a, b, fed)
+  (a, a_rest), (b, b_rest) = ((x.astype(fed), x - x.astype(fed).astype(jnp.float32)) for x in (a, b))
+  return dot(form, a, b, fed) + (dot(form, a_rest, b, fed) + dot(form, a, b_rest, fed))
+
+
 def inverse(a_HCC, place: Positions, fed):
   """(I + a)^-1 for a that is zero on and above the diagonal of processing order."""
   distance = place.distance_1CC

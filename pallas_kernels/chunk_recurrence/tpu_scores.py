@@ -12,7 +12,6 @@ is positive however strong the decay, and no cumulative sums are subtracted from
 size 2s follow from those of size s by exchanging the totals of neighbouring blocks.
 """
 
-import jax
 from jax import lax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
