@@ -3,7 +3,7 @@
 Lowered for cuda on a CPU and run in the GPU interpreter of newer jax; never run on a GPU.
 
 Grid (B, H, V / 64), one warpgroup per program: it walks the chunks of one head, 64 tokens each, with a
-K x 64 state in registers. Per chunk, for K = 128:
+K x 64 state in registers; chunks asked to be longer are cut. Per chunk, for K = 128:
 
                  copied in              copied out                                  FLOPs
     forward      q, k, v: 40 KB         o, entry state: 24 KB                       3.7 M
@@ -32,9 +32,11 @@ def why_not(plan: Plan) -> str | None:
     return "the Hopper kernels know neither vector decay, delta rule, segments nor reversed order yet"
   if plan.dtype != "bfloat16" or plan.precision != "mixed":
     return f"wgmma is fed with bfloat16 here, not {plan.dtype} at precision {plan.precision!r}"
-  if plan.chunk != C or plan.K not in (64, 128) or plan.V % TILE:
-    return (f"chunk={plan.chunk}, K={plan.K}, V={plan.V} must be chunk={C}, K=64 or 128 and V a multiple "
-            f"of {TILE} to fill wgmma tiles within shared memory")
+  if plan.chunk % C or plan.K not in (64, 128) or plan.V % TILE:
+    return (f"chunk={plan.chunk}, K={plan.K}, V={plan.V} must be K=64 or 128 and multiples of {C} "
+            "to fill wgmma tiles within shared memory")
+  if plan.chunk > C and plan.forward != plan.backward:
+    return f"states are kept every {C} tokens, not every {plan.chunk}, which only its own backward understands"
   return None
 
 
@@ -47,7 +49,7 @@ def forward(plan: Plan, inputs: Inputs, *, interpret=None):
     interpret: parameters of jax's GPU interpreter, to emulate the kernel.
 
   Returns:
-    (o_BTHV in v's dtype, final state_BHKV, entry states [N,B,H,K,V] in v's dtype).
+    (o_BTHV in v's dtype, final state_BHKV, a state [B,H,K,V] in v's dtype for every 64 tokens).
   """
   q, k, v = (_whole_chunks(x) for x in inputs[:3])
   B, T, H, V = v.shape
@@ -136,6 +138,6 @@ def _whole_chunks(x):
 def _cumulative(plan, inputs):
   """Sums [B,H,T] of the log decays inside each chunk, up to and with each token."""
   if inputs.g is None:
-    return jnp.zeros((plan.B, plan.H, plan.chunks * C), jnp.float32)
+    return jnp.zeros((plan.B, plan.H, -(-plan.T // C) * C), jnp.float32)
   g_BHT = jnp.swapaxes(_whole_chunks(inputs.g), 1, 2)
   return jnp.cumsum(g_BHT.reshape(plan.B, plan.H, -1, C), axis=-1).reshape(g_BHT.shape)

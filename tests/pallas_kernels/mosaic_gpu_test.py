@@ -28,18 +28,14 @@ def _inputs(plan):
   return Inputs(q, k / 8, normal(plan.dtype, *tokens, plan.H, plan.V), g, None, state, None)
 
 
-def _backward_arguments(plan, inputs):
-  states = jax.ShapeDtypeStruct((plan.chunks, plan.B, plan.H, plan.K, plan.V), jnp.dtype(plan.dtype))
-  return inputs, states, inputs.v, inputs.state
-
-
 @pytest.mark.parametrize("changed", [dict(), dict(decay="none", K=64, V=192, G=2, B=2, T=64)])
 def test_every_kernel_is_lowered_for_hopper(changed):
   plan = dataclasses.replace(PLAN, **changed)
   inputs = _inputs(plan)
   assert mosaic_gpu.why_not(plan) is None
   forward = lower_for_hopper(functools.partial(mosaic_gpu.forward, plan), inputs)
-  backward = lower_for_hopper(functools.partial(mosaic_gpu.backward, plan), *_backward_arguments(plan, inputs))
+  states = jax.ShapeDtypeStruct((plan.chunks, plan.B, plan.H, plan.K, plan.V), jnp.dtype(plan.dtype))
+  backward = lower_for_hopper(functools.partial(mosaic_gpu.backward, plan), inputs, states, inputs.v, inputs.state)
   assert custom_calls(forward) == custom_calls(backward) == ["mosaic_gpu_v2"]
 
 
@@ -49,7 +45,8 @@ def _relative(got, want):
 
 
 @pytest.mark.skipif(INTERPRETER is None, reason="this jax has no GPU interpreter")
-@pytest.mark.parametrize("changed", [dict(), dict(decay="none", K=64, H=1, T=64, V=64, save_states="recompute")])
+@pytest.mark.parametrize("changed", [
+    dict(V=64, chunk=128), dict(decay="none", K=64, H=1, T=64, save_states="recompute")])
 def test_the_emulated_kernels_are_the_reference_and_have_no_races(changed):
   plan = dataclasses.replace(PLAN, **changed)
   inputs = _inputs(plan)
@@ -72,8 +69,9 @@ def test_the_emulated_kernels_are_the_reference_and_have_no_races(changed):
 
 
 @pytest.mark.parametrize("changed, reason", [
-    (dict(delta=True), "delta rule"), (dict(dtype="float32"), "not float32"), (dict(precision="highest"), "highest"),
-    (dict(chunk=128), "chunk=128"), (dict(V=96), "V=96")])
+    (dict(delta=True), "delta rule"), (dict(dtype="float32"), "not float32"), (dict(V=96), "V=96"),
+    (dict(precision="highest"), "highest"), (dict(chunk=32), "chunk=32"),
+    (dict(chunk=128, forward="pallas_gpu", backward="xla"), "every 64 tokens, not every 128")])
 def test_what_does_not_fill_its_tiles_is_refused_with_the_numbers(changed, reason):
   assert reason in mosaic_gpu.why_not(dataclasses.replace(PLAN, **changed))
 
