@@ -39,8 +39,8 @@ def forward_kernel(plan, q_ref, k_ref, v_ref, gates_ref, start_ref, o_ref, final
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     _write(state, S)
     plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(S, states_ref.at[n, b, h, :, columns])
-    enter_C, leave_C, keep, pairs_CC = _decays(gates)
+    plgpu.copy_smem_to_gmem(S, states_ref.at[_turn(plan, n), b, h, :, columns])
+    enter_C, leave_C, keep, pairs_CC = _decays(gates, plan.reverse)
     mix[...] = (_multiply(q, _t(k)) * (pairs_CC * plan.scale)).astype(mix.dtype)
     written[...] = (_read(v) * _along(leave_C, ROWS, (C, TILE))).astype(written.dtype)
     plgpu.commit_smem()
@@ -51,7 +51,7 @@ def forward_kernel(plan, q_ref, k_ref, v_ref, gates_ref, start_ref, o_ref, final
     return _advance(state, keep, k, written)
 
   state = _stream(v_ref.shape[1] // C, fetch, arrived, chunk, _start(start_ref.at[b, h], columns, wide, once),
-                  reverse=False)
+                  reverse=plan.reverse)
   _finish(state, wide, final_ref.at[b, h], columns)
 
 
@@ -64,13 +64,13 @@ def backward_kernel(plan, q_ref, k_ref, v_ref, do_ref, states_ref, gates_ref, df
     rows = pl.ds(n * C, C)
     for source, target in ((q_ref.at[b, rows, key_head], q2), (k_ref.at[b, rows, key_head], k2),
                            (v_ref.at[b, rows, h, columns], v2), (do_ref.at[b, rows, h, columns], do2),
-                           (states_ref.at[n, b, h, :, columns], S2), (gates_ref.at[b, h, :, rows], gates2)):
+                           (states_ref.at[_turn(plan, n), b, h, :, columns], S2), (gates_ref.at[b, h, :, rows], gates2)):
       plgpu.copy_gmem_to_smem(source, target.at[slot], arrived.at[slot])
 
   def chunk(n, slot, dstate):
     rows = pl.ds(n * C, C)
     q, k, v, do, S, gates = (x.at[slot] for x in (q2, k2, v2, do2, S2, gates2))
-    enter_C, leave_C, keep, pairs_CC = _decays(gates)
+    enter_C, leave_C, keep, pairs_CC = _decays(gates, plan.reverse)
     enter_C, pairs_CC = enter_C * plan.scale, pairs_CC * plan.scale
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     _write(dstate, dS)
@@ -103,7 +103,7 @@ def backward_kernel(plan, q_ref, k_ref, v_ref, do_ref, states_ref, gates_ref, df
     return _advance(dstate, keep, q, read)
 
   dstate = _stream(v_ref.shape[1] // C, fetch, arrived, chunk,
-                   _start(dfinal_ref.at[b, h], columns, wide.at[0], once), reverse=True)
+                   _start(dfinal_ref.at[b, h], columns, wide.at[0], once), reverse=not plan.reverse)
   _finish(dstate, wide.at[0], dstart_ref.at[b, h], columns)
 
 
@@ -127,7 +127,12 @@ def _stream(N, fetch, arrived, chunk, carry, *, reverse):
   return lax.fori_loop(0, N, step, carry)
 
 
-def _decays(gates):
+def _turn(plan, n):
+  """When chunk n is processed: states are kept in that order."""
+  return -(-plan.T // C) - 1 - n if plan.reverse else n
+
+
+def _decays(gates, reverse):
   """(decay from the entry to a row, from a row to the exit, over the chunk, between two rows or 0).
 
   Args:
@@ -137,14 +142,15 @@ def _decays(gates):
   along = lambda row, axis: plgpu.layout_cast(gates[row], TILED.reduce(1 - axis))
   spread = lambda row, axis: _along(along(row, axis), axis, (C, C))
   row, col = (plgpu.broadcasted_iota(jnp.int32, (C, C), axis, layout=TILED) for axis in (0, 1))
-  mask_CC = row >= col
+  mask_CC = row <= col if reverse else row >= col
+  final = 0 if reverse else C - 1
   if gates.shape[0] > 1:
     mask_CC &= spread(1, ROWS) == spread(1, COLUMNS)
   pairs_CC = jnp.exp(jnp.where(mask_CC, spread(0, ROWS) - spread(0, COLUMNS), -jnp.inf))
-  last = gates[0, C - 1]
+  last = gates[0, final]
   enter_C, leave_C, keep = jnp.exp(along(0, ROWS)), jnp.exp(last - along(0, ROWS)), jnp.exp(last)
   if gates.shape[0] > 1:
-    enter_C, leave_C, keep = enter_C * along(2, ROWS), leave_C * along(3, ROWS), keep * gates[2, C - 1]
+    enter_C, leave_C, keep = enter_C * along(2, ROWS), leave_C * along(3, ROWS), keep * gates[2, final]
   return enter_C, leave_C, keep, pairs_CC
 
 

@@ -30,7 +30,7 @@ def _inputs(plan):
   return Inputs(q, k / 8, normal(plan.dtype, *tokens, plan.H, plan.V), g, None, state, segments)
 
 
-@pytest.mark.parametrize("changed", [dict(packed=True), dict(decay="none", K=64, V=192, G=2, B=2, T=64)])
+@pytest.mark.parametrize("changed", [dict(packed=True, reverse=True), dict(decay="none", K=64, V=192, G=2, B=2, T=64)])
 def test_every_kernel_is_lowered_for_hopper(changed):
   plan = dataclasses.replace(PLAN, **changed)
   inputs = _inputs(plan)
@@ -48,7 +48,7 @@ def _relative(got, want):
 
 @pytest.mark.skipif(INTERPRETER is None, reason="this jax has no GPU interpreter")
 @pytest.mark.parametrize("changed", [
-    dict(V=64, chunk=128, packed=True), dict(decay="none", K=64, H=1, T=64, save_states="recompute")])
+    dict(V=64, chunk=128, packed=True), dict(K=64, V=64, packed=True, reverse=True), dict(decay="none", K=64, H=1, T=64, save_states="recompute")])
 def test_the_emulated_kernels_are_the_reference_and_have_no_races(changed):
   plan = dataclasses.replace(PLAN, **changed)
   inputs = _inputs(plan)
