@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import compat
-from pallas_kernels.chunk_recurrence import backends, explain_backend, mosaic_gpu, reference
+from pallas_kernels.chunk_recurrence import backends, explain_backend, gpu, mosaic_gpu, reference, triton
 from pallas_kernels.chunk_recurrence.plan import Inputs, Plan
 from tests.common.lowering import custom_calls, lower_for_hopper
 
@@ -86,5 +86,23 @@ def test_auto_says_why_it_does_not_choose_them():
   assert not any("pallas_gpu" in names for names in backends.AUTO.values())
   if compat.pallas_triton is not None:
     assert explain_backend(*arrays, backend="pallas_gpu", platform="gpu").name == "pallas_gpu"
-  with pytest.raises(ValueError, match="Mosaic GPU: .* must be a Hopper GPU.*; Triton: .*"):
+  with pytest.raises(ValueError, match=r"Mosaic GPU: it needs .*9\.0.*; Triton: .*chunk=256"):
     explain_backend(*arrays, chunk=256, backend="pallas_gpu", platform="gpu")
+
+
+@pytest.mark.skipif(compat.pallas_triton is None, reason="this jax has no Triton lowering")
+def test_a_hopper_gpu_takes_what_it_knows_and_triton_the_rest(monkeypatch):
+  delta = dataclasses.replace(PLAN, delta=True)
+  monkeypatch.setattr(gpu, "_capability", lambda: "9.0")
+  assert [gpu._kernels(plan) for plan in (PLAN, delta)] == [mosaic_gpu, triton]
+  assert gpu.why_not(PLAN, "gpu") is None and gpu.why_not(delta, "gpu") is None
+  monkeypatch.setattr(gpu, "_capability", lambda: "8.0")
+  assert gpu._kernels(PLAN) is triton
+  assert gpu.why_not(PLAN, "cpu") == "it needs an NVIDIA GPU"
+
+
+@pytest.mark.skipif(compat.pallas_triton is None, reason="this jax has no Triton lowering")
+def test_both_gpu_kernels_keep_their_states_alike():
+  plan = dataclasses.replace(PLAN, T=128, reverse=True)
+  shapes = [jax.eval_shape(functools.partial(kernels.forward, plan), _inputs(plan)) for kernels in (mosaic_gpu, triton)]
+  assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
