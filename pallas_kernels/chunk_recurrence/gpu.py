@@ -37,10 +37,16 @@ def _kernels(plan):
 
 
 def _why_not_hopper(plan):
-  devices = [device for device in jax.local_devices() if device.platform == "gpu"]
-  if not devices or devices[0].compute_capability != HOPPER:
-    return f"the first local device must be a Hopper GPU, compute capability {HOPPER}"
+  capability = _capability()
+  if capability != HOPPER:
+    return f"it needs compute capability {HOPPER} (Hopper), the first local GPU has {capability}"
   return _hopper_kernels().why_not(plan)
+
+
+def _capability():
+  """Compute capability of the first local GPU, or None."""
+  gpus = [device for device in jax.local_devices() if device.platform == "gpu"]
+  return gpus[0].compute_capability if gpus else None
 
 
 def _hopper_kernels():

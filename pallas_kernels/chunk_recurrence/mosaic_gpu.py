@@ -3,7 +3,7 @@
 Lowered for cuda on a CPU and run in the GPU interpreter of newer jax; never run on a GPU.
 
 Grid (B, H, V / 64), one warpgroup per program: it walks the chunks of one head, 64 tokens each, with a
-K x 64 state in registers. Per chunk, for K = 128:
+K x 64 state in registers; chunks asked to be longer are cut. Per chunk, for K = 128:
 
                  copied in              copied out                                  FLOPs
     forward      q, k, v: 40 KB         o, entry state: 24 KB                       3.7 M
@@ -28,13 +28,15 @@ from pallas_kernels.chunk_recurrence.plan import Inputs, Plan
 
 def why_not(plan: Plan) -> str | None:
   """Reason why these kernels do not compute `plan`, on whatever device, or None."""
-  if plan.decay == "vector" or plan.delta or plan.packed or plan.reverse:
-    return "the Hopper kernels know neither vector decay, delta rule, segments nor reversed order yet"
+  if plan.decay == "vector" or plan.delta:
+    return "the Hopper kernels know neither vector decay nor the delta rule yet"
   if plan.dtype != "bfloat16" or plan.precision != "mixed":
     return f"wgmma is fed with bfloat16 here, not {plan.dtype} at precision {plan.precision!r}"
-  if plan.chunk != C or plan.K not in (64, 128) or plan.V % TILE:
-    return (f"chunk={plan.chunk}, K={plan.K}, V={plan.V} must be chunk={C}, K=64 or 128 and V a multiple "
-            f"of {TILE} to fill wgmma tiles within shared memory")
+  if plan.chunk % C or plan.K not in (64, 128) or plan.V % TILE:
+    return (f"chunk={plan.chunk}, K={plan.K}, V={plan.V} must be K=64 or 128 and multiples of {C} "
+            "to fill wgmma tiles within shared memory")
+  if plan.chunk > C and plan.forward != plan.backward:
+    return f"states are kept every {C} tokens, not every {plan.chunk}, which only its own backward understands"
   return None
 
 
@@ -47,19 +49,19 @@ def forward(plan: Plan, inputs: Inputs, *, interpret=None):
     interpret: parameters of jax's GPU interpreter, to emulate the kernel.
 
   Returns:
-    (o_BTHV in v's dtype, final state_BHKV, entry states [N,B,H,K,V] in v's dtype).
+    (o_BTHV in v's dtype, final state_BHKV, a state [B,H,K,V] in v's dtype for every 64 tokens).
   """
-  q, k, v = (_whole_chunks(x) for x in inputs[:3])
+  q, k, v = (_whole_chunks(plan, x) for x in inputs[:3])
   B, T, H, V = v.shape
   o, final, states = _launch(
       plan, forward_kernel, interpret,
       out_type=(_array(v.dtype, *v.shape), _array(jnp.float32, B, H, plan.K, V),
                 _array(v.dtype, T // C, B, H, plan.K, V)),
-      scratch_types=(_slots(C, plan.K), _slots(C, plan.K), _slots(C, TILE), plgpu.SMEM((2, C), jnp.float32),
+      scratch_types=(_slots(C, plan.K), _slots(C, plan.K), _slots(C, TILE), _gate_slots(plan),
                      plgpu.Barrier(num_arrivals=4, num_barriers=2), _tile(C, C), _tile(C, TILE), _tile(C, TILE),
                      _tile(plan.K, TILE), _tile(C, TILE, jnp.float32), plgpu.Barrier()))(
-          q, k, v, _cumulative(plan, inputs), inputs.state)
-  return o[:, :plan.T], final, states
+          q, k, v, _gates(plan, inputs), inputs.state)
+  return _tokens(plan, o), final, states
 
 
 def backward(plan: Plan, inputs: Inputs, states, do_BTHV, dstate_BHKV, *, interpret=None) -> Inputs:
@@ -75,10 +77,10 @@ def backward(plan: Plan, inputs: Inputs, states, do_BTHV, dstate_BHKV, *, interp
   """
   if states is None:
     _, _, states = forward(plan, inputs, interpret=interpret)
-  q, k, v, do = (_whole_chunks(x) for x in (*inputs[:3], do_BTHV.astype(inputs.v.dtype)))
+  q, k, v, do = (_whole_chunks(plan, x) for x in (*inputs[:3], do_BTHV.astype(inputs.v.dtype)))
   B, T, H, V = v.shape
   N, tiles, K = T // C, V // TILE, plan.K
-  G_BHT = _cumulative(plan, inputs)
+  gates_BHRT = _gates(plan, inputs)
   keys = _array(jnp.float32, tiles, B, T, H, K)
   rows = _array(jnp.float32, tiles, B, H, T)
   dq, dk, dv, dstate, dG, out, kept = _launch(
@@ -86,20 +88,21 @@ def backward(plan: Plan, inputs: Inputs, states, do_BTHV, dstate_BHKV, *, interp
       out_type=(keys, keys, _array(v.dtype, *v.shape), _array(jnp.float32, B, H, K, V), rows, rows,
                 _array(jnp.float32, tiles, B, H, N, K)),
       scratch_types=(_slots(C, K), _slots(C, K), _slots(C, TILE), _slots(C, TILE), _slots(K, TILE),
-                     plgpu.SMEM((2, C), jnp.float32), plgpu.Barrier(num_arrivals=6, num_barriers=2),
+                     _gate_slots(plan), plgpu.Barrier(num_arrivals=6, num_barriers=2),
                      _tile(C, C), _tile(C, C), _tile(C, TILE), _tile(C, TILE), _tile(K, TILE),
                      _slots(C, C, jnp.float32), plgpu.SMEM((2, C), jnp.float32),
                      plgpu.SMEM((K,), jnp.float32), plgpu.Barrier()))(
-          q, k, v, do, states, G_BHT, dstate_BHKV)
-  ungroup = lambda x: jnp.sum(x, axis=0)[:, :plan.T].reshape(B, plan.T, plan.G, -1, K).sum(3).astype(v.dtype)
+          q, k, v, do, states, gates_BHRT, dstate_BHKV)
+  ungroup = lambda x: _tokens(plan, jnp.sum(x, axis=0)).reshape(B, plan.T, plan.G, -1, K).sum(3).astype(v.dtype)
   dg = None
   if inputs.g is not None:
     chunked = lambda x: jnp.sum(x, axis=0).reshape(B, H, N, C)
-    last = jnp.exp(G_BHT.reshape(B, H, N, C)[..., -1:])
-    exit_gate = jnp.sum(chunked(out), -1, keepdims=True) + last * jnp.sum(kept, axis=(0, -1))[..., None]
-    dg = lax.cumsum(chunked(dG), axis=3, reverse=True) + exit_gate
-    dg = jnp.swapaxes(dg.reshape(B, H, T), 1, 2)[:, :plan.T]
-  return Inputs(ungroup(dq), ungroup(dk), dv[:, :plan.T], dg, None, dstate, None)
+    last_BHRN = gates_BHRT[..., 0 if plan.reverse else C - 1::C]
+    keep_BHN = jnp.exp(last_BHRN[:, :, 0]) * (last_BHRN[:, :, 2] if plan.packed else 1.0)
+    exit_gate = jnp.sum(chunked(out), -1) + keep_BHN * jnp.sum(kept, axis=(0, -1))
+    dg = lax.cumsum(chunked(dG), axis=3, reverse=not plan.reverse) + exit_gate[..., None]
+    dg = _tokens(plan, jnp.swapaxes(dg.reshape(B, H, T), 1, 2))
+  return Inputs(ungroup(dq), ungroup(dk), _tokens(plan, dv), dg, None, dstate, None)
 
 
 def _array(dtype, *shape):
@@ -127,15 +130,43 @@ def _launch(plan, kernel, interpret, **types):
                       grid_names=("batch", "head", "column"), compiler_params=params, **types, **emulated)
 
 
-def _whole_chunks(x):
+def _missing(plan):
+  """(tokens before, tokens after) that fill the chunk processed last."""
+  missing = -plan.T % C
+  return (missing, 0) if plan.reverse else (0, missing)
+
+
+def _whole_chunks(plan, x, mode="constant"):
   """Pads [B,T,...] with tokens that write nothing."""
-  missing = -x.shape[1] % C
-  return jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2)) if missing else x
+  return jnp.pad(x, ((0, 0), _missing(plan)) + ((0, 0),) * (x.ndim - 2), mode=mode) if plan.T % C else x
 
 
-def _cumulative(plan, inputs):
-  """Sums [B,H,T] of the log decays inside each chunk, up to and with each token."""
-  if inputs.g is None:
-    return jnp.zeros((plan.B, plan.H, plan.chunks * C), jnp.float32)
-  g_BHT = jnp.swapaxes(_whole_chunks(inputs.g), 1, 2)
-  return jnp.cumsum(g_BHT.reshape(plan.B, plan.H, -1, C), axis=-1).reshape(g_BHT.shape)
+def _tokens(plan, x):
+  """Takes the padding off again."""
+  before = _missing(plan)[0]
+  return x[:, before:before + plan.T]
+
+
+def _gates(plan, inputs):
+  """[B,H,1,T] sums of the log decays inside a chunk up to and with each token, or [B,H,4,T] with segments."""
+  T = -(-plan.T // C) * C
+  G_BHT = jnp.zeros((plan.B, plan.H, T), jnp.float32)
+  if inputs.g is not None:
+    g_BHT = jnp.swapaxes(_whole_chunks(plan, inputs.g), 1, 2)
+    G_BHT = lax.cumsum(g_BHT.reshape(plan.B, plan.H, -1, C), axis=3, reverse=plan.reverse).reshape(g_BHT.shape)
+  if not plan.packed:
+    return G_BHT[:, :, None]
+  ids_BNC = _whole_chunks(plan, inputs.segments, mode="edge").reshape(plan.B, -1, C)
+  if plan.reverse:
+    last_BN1 = ids_BNC[..., :1]
+    carried_BN1 = jnp.concatenate([last_BN1[:, 1:], ids_BNC[:, -1:, -1:]], axis=1)
+  else:
+    last_BN1 = ids_BNC[..., -1:]
+    carried_BN1 = jnp.concatenate([ids_BNC[:, :1, :1], last_BN1[:, :-1]], axis=1)
+  marks = jnp.stack([ids_BNC, ids_BNC == carried_BN1, ids_BNC == last_BN1], axis=1).astype(jnp.float32)
+  marks = jnp.broadcast_to(marks.reshape(plan.B, 1, 3, T), (plan.B, plan.H, 3, T))
+  return jnp.concatenate([G_BHT[:, :, None], marks], axis=2)
+
+
+def _gate_slots(plan):
+  return plgpu.SMEM((2, 4 if plan.packed else 1, C), jnp.float32)

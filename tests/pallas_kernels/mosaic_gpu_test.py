@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import compat
-from pallas_kernels.chunk_recurrence import backends, explain_backend, mosaic_gpu, reference
+from pallas_kernels.chunk_recurrence import backends, explain_backend, gpu, mosaic_gpu, reference, triton
 from pallas_kernels.chunk_recurrence.plan import Inputs, Plan
 from tests.common.lowering import custom_calls, lower_for_hopper
 
@@ -25,21 +25,19 @@ def _inputs(plan):
   q, k = normal(plan.dtype, 2, *tokens, plan.G, plan.K)
   g = None if plan.decay == "none" else draw.uniform(-0.2, 0, (*tokens, plan.H)).astype(np.float32)
   state = normal(jnp.float32, plan.B, plan.H, plan.K, plan.V)
-  return Inputs(q, k / 8, normal(plan.dtype, *tokens, plan.H, plan.V), g, None, state, None)
+  ends = (np.arange(plan.T) >= 100) + 3 * (np.arange(plan.T) >= 130)
+  segments = np.broadcast_to(ends, tokens).astype(np.int32) if plan.packed else None
+  return Inputs(q, k / 8, normal(plan.dtype, *tokens, plan.H, plan.V), g, None, state, segments)
 
 
-def _backward_arguments(plan, inputs):
-  states = jax.ShapeDtypeStruct((plan.chunks, plan.B, plan.H, plan.K, plan.V), jnp.dtype(plan.dtype))
-  return inputs, states, inputs.v, inputs.state
-
-
-@pytest.mark.parametrize("changed", [dict(), dict(decay="none", K=64, V=192, G=2, B=2, T=64)])
+@pytest.mark.parametrize("changed", [dict(packed=True, reverse=True), dict(decay="none", K=64, V=192, G=2, B=2, T=64)])
 def test_every_kernel_is_lowered_for_hopper(changed):
   plan = dataclasses.replace(PLAN, **changed)
   inputs = _inputs(plan)
   assert mosaic_gpu.why_not(plan) is None
   forward = lower_for_hopper(functools.partial(mosaic_gpu.forward, plan), inputs)
-  backward = lower_for_hopper(functools.partial(mosaic_gpu.backward, plan), *_backward_arguments(plan, inputs))
+  states = jax.ShapeDtypeStruct((plan.chunks, plan.B, plan.H, plan.K, plan.V), jnp.dtype(plan.dtype))
+  backward = lower_for_hopper(functools.partial(mosaic_gpu.backward, plan), inputs, states, inputs.v, inputs.state)
   assert custom_calls(forward) == custom_calls(backward) == ["mosaic_gpu_v2"]
 
 
@@ -49,7 +47,8 @@ def _relative(got, want):
 
 
 @pytest.mark.skipif(INTERPRETER is None, reason="this jax has no GPU interpreter")
-@pytest.mark.parametrize("changed", [dict(), dict(decay="none", K=64, H=1, T=64, V=64, save_states="recompute")])
+@pytest.mark.parametrize("changed", [
+    dict(V=64, chunk=128, packed=True), dict(K=64, V=64, packed=True, reverse=True), dict(decay="none", K=64, H=1, T=64, save_states="recompute")])
 def test_the_emulated_kernels_are_the_reference_and_have_no_races(changed):
   plan = dataclasses.replace(PLAN, **changed)
   inputs = _inputs(plan)
@@ -72,8 +71,9 @@ def test_the_emulated_kernels_are_the_reference_and_have_no_races(changed):
 
 
 @pytest.mark.parametrize("changed, reason", [
-    (dict(delta=True), "delta rule"), (dict(dtype="float32"), "not float32"), (dict(precision="highest"), "highest"),
-    (dict(chunk=128), "chunk=128"), (dict(V=96), "V=96")])
+    (dict(delta=True), "delta rule"), (dict(dtype="float32"), "not float32"), (dict(V=96), "V=96"),
+    (dict(precision="highest"), "highest"), (dict(chunk=32), "chunk=32"),
+    (dict(chunk=128, forward="pallas_gpu", backward="xla"), "every 64 tokens, not every 128")])
 def test_what_does_not_fill_its_tiles_is_refused_with_the_numbers(changed, reason):
   assert reason in mosaic_gpu.why_not(dataclasses.replace(PLAN, **changed))
 
@@ -86,5 +86,23 @@ def test_auto_says_why_it_does_not_choose_them():
   assert not any("pallas_gpu" in names for names in backends.AUTO.values())
   if compat.pallas_triton is not None:
     assert explain_backend(*arrays, backend="pallas_gpu", platform="gpu").name == "pallas_gpu"
-  with pytest.raises(ValueError, match="Mosaic GPU: .* must be a Hopper GPU.*; Triton: .*"):
+  with pytest.raises(ValueError, match=r"Mosaic GPU: it needs .*9\.0.*; Triton: .*chunk=256"):
     explain_backend(*arrays, chunk=256, backend="pallas_gpu", platform="gpu")
+
+
+@pytest.mark.skipif(compat.pallas_triton is None, reason="this jax has no Triton lowering")
+def test_a_hopper_gpu_takes_what_it_knows_and_triton_the_rest(monkeypatch):
+  delta = dataclasses.replace(PLAN, delta=True)
+  monkeypatch.setattr(gpu, "_capability", lambda: "9.0")
+  assert [gpu._kernels(plan) for plan in (PLAN, delta)] == [mosaic_gpu, triton]
+  assert gpu.why_not(PLAN, "gpu") is None and gpu.why_not(delta, "gpu") is None
+  monkeypatch.setattr(gpu, "_capability", lambda: "8.0")
+  assert gpu._kernels(PLAN) is triton
+  assert gpu.why_not(PLAN, "cpu") == "it needs an NVIDIA GPU"
+
+
+@pytest.mark.skipif(compat.pallas_triton is None, reason="this jax has no Triton lowering")
+def test_both_gpu_kernels_keep_their_states_alike():
+  plan = dataclasses.replace(PLAN, T=128, reverse=True)
+  shapes = [jax.eval_shape(functools.partial(kernels.forward, plan), _inputs(plan)) for kernels in (mosaic_gpu, triton)]
+  assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
