@@ -6,6 +6,10 @@ vectors; the class comes from the mean over the sequence.
     python -m research.run --config=experiments/digits.py:cpu
     python -m research.run --config=experiments/digits.py:cpu --config.task.layout=pixels
     python -m research.run --config=experiments/digits.py:paper --config.task.dataset=mnist
+
+cpu: 2 cores, 20 s: accuracy 0.964
+smoke: 2 cores, 15 s
+paper: one H100 or v5e-8, not measured
 """
 
 import ml_collections

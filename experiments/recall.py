@@ -6,6 +6,10 @@ K x V numbers per head to keep them in.
 
     python -m research.run --config=experiments/recall.py:cpu
     python -m research.run --config=experiments/recall.py:cpu --config.model.mixer.name=attention.Attention
+
+cpu: 2 cores, 70 s: accuracy 0.988
+smoke: 2 cores, 20 s
+paper: one H100 or v5e-8, not measured
 """
 
 import ml_collections

@@ -17,7 +17,7 @@ class Progress:
 
   def __init__(self, total: int, start: int = 0, every_s: float = 10.0):
     self.total, self.every_s = total, every_s
-    self._start, self._begun, self._said = start, time.monotonic(), -1e9
+    self._first, self._said = None, -1e9
     self._bar = None
     if sys.stdout.isatty():
       columns = ("{task.description}", rich.progress.BarColumn(),
@@ -51,6 +51,12 @@ class Progress:
     now = time.monotonic()
     if now - self._said >= self.every_s or step >= self.total:
       self._said = now
-      done = max(1, step - self._start)
-      left = (now - self._begun) / done * (self.total - step)
-      print(f"step {step}/{self.total}  {note}  {left:.0f} s left", flush=True)
+      print(f"step {step}/{self.total}  {note}{self._left(step, now)}", flush=True)
+
+  def _left(self, step, now) -> str:
+    """Returns the time left at the pace since the first update; that one has compilation in it."""
+    if self._first is None:
+      self._first = step, now
+      return ""
+    (first, begun) = self._first
+    return f"  {(now - begun) / max(1, step - first) * (self.total - step):.0f} s left"

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from research import config as configs
-from research import exit_codes, loggers, manifest, metrics, model_table, monitor, plots
+from research import count, exit_codes, loggers, manifest, metrics, model_table, monitor, plots
 from research import program as programs
 from research import sample, seeds as many
 from research.checkpoint import CheckpointError, Checkpoints
@@ -53,7 +53,6 @@ def run(given, name, config, seeds, directory: pathlib.Path) -> int:
           _set_aside(directory)
       _write(directory, "config.json", configs.text_of(config))
       _write(directory, "env.json", json.dumps(monitor.environment(), indent=2))
-      _write(directory, "model_table.csv", model_table.as_csv(model_table.rows(program)))
       if not seeds:
         return _one(given, name, program, config.seed, directory, [directory])
       return _several(given, name, first, program, seeds, directory)
@@ -115,7 +114,7 @@ def _one(given, name, program, seed, directory, outputs):
     return exit_codes.DONE
   baselines = task.baselines() if hasattr(task, "baselines") else {}
   unit = "nats per byte" if baselines else "nats"
-  print(f"{name} in {directory}: {model_table.rows(program)[0][1]:,} parameters, "
+  print(f"{name} in {directory}: {count.size(program.abstract.params) // max(1, program.seeds):,} parameters, "
         f"{config.optim.steps} steps of {program.tokens_per_step:,} tokens")
   for label, loss in baselines.items():
     print(f"  {label} baseline {loss:.4f} {unit} ({loss / np.log(2):.4f} bits)")
@@ -126,6 +125,8 @@ def _one(given, name, program, seed, directory, outputs):
     outcome = train(program, seed, directory, outputs, identity, progress.say, progress, write)
   if outcome.code != exit_codes.DONE or jax.process_index():
     return outcome.code
+  # Counting traces the step once more; before training it would only be in the way.
+  _write(directory, "model_table.csv", model_table.as_csv(model_table.rows(program)))
   for i, (out, final) in enumerate(zip(outputs, outcome.finals)):
     state = jax.tree.map(lambda x: x[i], outcome.state) if program.seeds else outcome.state
     lines = _leave_behind(name, program, state, out, final, baselines, unit)
