@@ -14,7 +14,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from pallas_kernels import compat
+from pallas_kernels import choice, compat
 from pallas_kernels.chunk_recurrence import backends, check, reference
 from pallas_kernels.chunk_recurrence.plan import default_chunk, Inputs, Plan
 
@@ -68,7 +68,7 @@ def chunk_recurrence(q, k, v, g=None, beta=None, *, scale=None, initial_state=No
 
 def explain_backend(q, k, v, g=None, beta=None, *, initial_state=None, segment_ids=None, reverse=False,
                     chunk=None, backend="auto", precision="mixed", num_heads=None, num_key_heads=None,
-                    platform=None) -> backends.Choice:
+                    platform=None) -> choice.Choice:
   """Says which backend `chunk_recurrence` would take for these arrays (or shapes), and why.
 
   Raises:

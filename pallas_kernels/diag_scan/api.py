@@ -12,13 +12,12 @@ layer that made the diagonal form common.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import compat
+from pallas_kernels import choice, compat
 from pallas_kernels.diag_scan import reference, xla
 
 # Dims: B batch, T tokens, D channels (all trailing axes merged).
@@ -26,15 +25,6 @@ from pallas_kernels.diag_scan import reference, xla
 BACKENDS = {"xla": xla}
 # What `auto` tries, best first.
 AUTO = {"tpu": ("xla",), "gpu": ("xla",), "cpu": ("xla",)}
-NAMES = ("reference", "xla", "pallas_tpu", "pallas_gpu", "interpret")
-
-
-class Choice(NamedTuple):
-  """The backend that runs, why, and why not those that `auto` would have preferred."""
-
-  name: str
-  reason: str
-  refused: dict[str, str]
 
 
 def diag_scan(a, x, *, h0=None, segment_ids=None, reverse=False, backend="auto"):
@@ -75,7 +65,7 @@ def diag_scan(a, x, *, h0=None, segment_ids=None, reverse=False, backend="auto")
   return h.astype(dtype).reshape(B, T, *channels), last
 
 
-def explain_backend(x, *, backend="auto", platform=None) -> Choice:
+def explain_backend(x, *, backend="auto", platform=None) -> choice.Choice:
   """Says which backend `diag_scan` would take for x (an array or a shape), and why.
 
   Raises:
@@ -160,21 +150,11 @@ def _arrays(a, x, h0, segment_ids):
 
 
 def _choose(name, shape, dtype, platform):
-  if name == "auto":
-    refused = {}
-    for candidate in AUTO.get(platform, ("xla",)):
-      reason = BACKENDS[candidate].why_not(shape, dtype, platform)
-      if reason is None:
-        return Choice(candidate, f"first on the list for {platform} that can run this call", refused)
-      refused[candidate] = reason
-    raise ValueError(f"no backend for {platform}: {refused}.")
-  if name not in NAMES:
-    raise ValueError(f"backend={name!r} must be 'auto' or one of {NAMES}.")
-  reason = None
-  if name != "reference":
-    reason = ("this build has no such kernel" if name not in BACKENDS
-              else BACKENDS[name].why_not(shape, dtype, platform))
-  if reason:
-    raise ValueError(f"backend={name!r} cannot run this call on {platform}: {reason}; "
-                     "use backend='auto' or 'xla'.")
-  return Choice(name, "named by the caller", {})
+  def why_not(backend):
+    if backend == "reference":
+      return None
+    if backend not in BACKENDS:
+      return "this build has no such kernel"
+    return BACKENDS[backend].why_not(shape, dtype, platform)
+
+  return choice.choose(name, platform, AUTO.get(platform, ("xla",)), why_not, {})
