@@ -119,11 +119,11 @@ def main(argv=None) -> int:
     _settings(given)
     for note in configs.override(config, overrides):
       print(note)
-    from research import session
+    from research import runs
     if given.dry_run:
-      return session.dry_run(config)
+      return runs.dry_run(config)
     directory = pathlib.Path(given.workdir or _directory(name, config, seeds))
-    return session.run(given, name, config, seeds, directory)
+    return runs.run(given, name, config, seeds, directory)
   except ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
     return exit_codes.CONFIG

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 
-import research.session  # noqa: F401  the slow imports, done once
+import research.runs  # noqa: F401  the slow imports, done once
 from research import run
 from research import train
 

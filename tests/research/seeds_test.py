@@ -9,7 +9,7 @@ import pytest
 
 from research import exit_codes
 from research import program as programs
-from research import session
+from research import runs
 from research.train import Outcome
 from tests.research import toy
 
@@ -57,14 +57,14 @@ def test_the_choice_is_recorded_and_kept(tmp_path, how):
 
 def test_a_group_in_turn_goes_on_with_the_seed_that_was_cut(tmp_path, monkeypatch):
   assert _run(tmp_path / "whole", "never")[0] == 0
-  real = session.train
+  real = runs.train
 
   def cut(program, seed, *args):
     return Outcome(exit_codes.PREEMPTED, None, []) if seed == 1 else real(program, seed, *args)
 
-  monkeypatch.setattr(session, "train", cut)
+  monkeypatch.setattr(runs, "train", cut)
   assert _run(tmp_path / "cut", "never")[0] == 42
-  monkeypatch.setattr(session, "train", real)
+  monkeypatch.setattr(runs, "train", real)
   code, said = _run(tmp_path / "cut", "never")
   assert code == 0 and said.count("finished already") == 1
   assert _finals(tmp_path / "cut") == _finals(tmp_path / "whole")
