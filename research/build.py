@@ -106,7 +106,7 @@ def _layer(kind, node, key, shared):
     if isinstance(node[k], ml_collections.ConfigDict):
       if k not in known:
         raise ConfigError(f"{key}.{k}: {node.name} has no such part; {nearest(k, known)}")
-      given[k] = _layer(k if k in find.PLACES else "mixer", node[k], f"{key}.{k}", shared)
+      given[k] = _layer(find.kind_of(k), node[k], f"{key}.{k}", shared)
   return functools.partial(cls, **given)
 
 
@@ -124,7 +124,7 @@ def check_layers(config, tokens: int) -> None:
     node, key = model[name], f"config.model.{name}"
     if not isinstance(node, ml_collections.ConfigDict) or node.get("name") == "none":
       continue
-    layer = _layer(name if name in ("norm", "channel") else "mixer", node, key, shared)(parent=None)
+    layer = _layer(find.kind_of(name), node, key, shared)(parent=None)
     if getattr(layer, "uses_context", False):  # needs what the layers before it left
       continue
     try:
@@ -139,8 +139,7 @@ def check_layers(config, tokens: int) -> None:
 def _blamed(node, key, text):
   """Returns one line that names the field at fault: the one that the layer names, or one set to 0."""
   text = line_of(text)
-  known = find.fields(find.find("mixer" if key.split(".")[-1] not in find.PLACES else
-                                key.split(".")[-1], node.name, key))
+  known = find.fields(find.find(find.kind_of(key.split(".")[-1]), node.name, key))
   if (field := re.match(r"(\w+)=", text)) and field[1] in known:
     return f"{key}.{text}"
   for k in sorted(node):

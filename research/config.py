@@ -97,7 +97,7 @@ def _kind(key: str) -> str | None:
   if parts in (["task", "name"], ["model", "name"], ["optim", "name"]):
     return parts[0]
   if parts[0] == "model":
-    return parts[-2] if parts[-2] in find.PLACES else "mixer"
+    return find.kind_of(parts[-2])
   return None
 
 
@@ -105,7 +105,7 @@ def _settable(kind: str, name: str, key: str) -> dict[str, type]:
   """Returns what a node of that name may hold: key -> type of its value."""
   if kind == "optim":
     from research import optim  # optax takes a second to import; listing needs none of it
-    ours = dict(lr=float, schedule=str, warmup=int, steps=int, final=float, clip=float, accumulate=int)
+    ours = {k: type(v) for k, v in defaults.DEFAULTS["optim"].items()} | dict(lr=float, steps=int)
     # An optional argument of an optimizer is a number in every case that optax has.
     types = {k: type(v) if type(v) in LEAVES else float for k, v in optim.arguments(name, key).items()}
     return types | ours

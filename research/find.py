@@ -27,6 +27,11 @@ PLACES = {
 }
 
 
+def kind_of(node: str) -> str:
+  """Returns the kind of layer that a node of a model holds, by its key; further mixers choose theirs."""
+  return node if node in ("norm", "channel") else "mixer"
+
+
 @functools.cache
 def names(kind: str) -> tuple[str, ...]:
   """Returns "file.Class" for every public class of that kind, read without importing."""

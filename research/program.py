@@ -26,6 +26,7 @@ from research import state as states
 from research import step as steps
 from research.errors import ConfigError, shown
 
+
 class Program(NamedTuple):
   """What `make` returns; see the file's first lines.
 
