@@ -4,8 +4,8 @@
     step(state, batch)   -> state, streak    jitted, the old state's memory reused
     evaluate(state, i)   -> metric sums of validation batch i
 
-With several seeds all three are vmapped: the state has a leading axis of seeds,
-the batch is shared. A task that lives on the device makes its batch inside the
+With several seeds all three are vmapped: state and training batch have a leading axis of
+seeds, the validation batch is shared. A task that lives on the device makes its batch inside the
 compiled step.
 """
 
@@ -53,9 +53,10 @@ class Program(NamedTuple):
 
     On two cores the step is ready about as soon as it would be without the state.
     """
-    rows = sharding.of_batch(self.mesh)
+    rows = sharding.of_batch(self.mesh, stacked_seeds=bool(self.seeds))
     batch = None if self.task.on_device else jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), self.batch)
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows),
+        _stacked(self.batch, self.seeds))
     with concurrent.futures.ThreadPoolExecutor(1) as beside:
       state = beside.submit(self.init, seeds) if seeds is not None else None
       step = self.step.lower(self.abstract, batch).compile()
@@ -68,6 +69,17 @@ class Program(NamedTuple):
   def put(self, batch):
     """Places a host batch on the mesh."""
     return sharding.put_batch(batch, self.mesh, self.config.task.batch_size)
+
+  def train_batch(self, seeds, step: int):
+    """Returns this process's rows of training batch `step` of a seed, or of an array of seeds."""
+    rows = sharding.host_rows(self.mesh, self.config.task.batch_size)
+    each = [self.task.batch("train", int(states.first_batch(seed)) + step, rows)
+            for seed in np.atleast_1d(seeds)]
+    return jax.tree.map(lambda *x: np.stack(x), *each) if self.seeds else each[0]
+
+  def put_train(self, batch):
+    """Places a training batch, with its axis of seeds if there is one."""
+    return sharding.put_batch(batch, self.mesh, self.config.task.batch_size, seeds=self.seeds)
 
   def eval_batches(self, limit: int) -> int:
     """Returns how many validation batches to read: `limit`, or for 0 all there are.
@@ -143,7 +155,7 @@ def make(config, *, seeds: int = 0) -> Program:
   one_eval = functools.partial(steps.eval_step, model=eval_model, task=task)
   step = _jit_step(one_step, task, mesh, placed, seeds)
   with _in_one_line(config):
-    step.eval_shape(abstract, None if task.on_device else batch)
+    step.eval_shape(abstract, None if task.on_device else _stacked(batch, seeds))
   return Program(
       config=config, task=task, model=eval_model, optimizer=optimizer, mesh=mesh,
       abstract=abstract, batch=batch, seeds=seeds, init=jax.jit(init, out_shardings=placed),
@@ -164,12 +176,12 @@ def _in_one_line(config):
 def _jit_step(one_step, task, mesh, placed, seeds):
   def step(state, batch):
     if task.on_device:
-      cursor = state.step[0] if seeds else state.step
-      batch = jax.lax.with_sharding_constraint(task.batch("train", cursor), sharding.of_batch(mesh))
-    each = jax.vmap(one_step, in_axes=(0, None)) if seeds else one_step
-    state = each(state, batch)
+      draw = lambda cursor: task.batch("train", cursor)
+      batch = (jax.vmap(draw) if seeds else draw)(state.cursor)
+      batch = jax.lax.with_sharding_constraint(batch, sharding.of_batch(mesh, stacked_seeds=bool(seeds)))
+    state = (jax.vmap(one_step) if seeds else one_step)(state, batch)
     return state, state.streak
-  rows = None if task.on_device else sharding.of_batch(mesh)
+  rows = None if task.on_device else sharding.of_batch(mesh, stacked_seeds=bool(seeds))
   return jax.jit(step, donate_argnums=0, in_shardings=(placed, rows), out_shardings=(placed, None))
 
 
@@ -189,6 +201,12 @@ def _batch_shapes(task):
   row = build.of_task(lambda: task.batch("train", 0, slice(0, 1)))
   shape = lambda x: jax.ShapeDtypeStruct((task.batch_size, *x.shape[1:]), x.dtype)
   return jax.tree.map(shape, row)
+
+
+def _stacked(batch, seeds):
+  """Returns the shapes of a batch with an axis of seeds in front, if there are any."""
+  lead = (seeds,) if seeds else ()
+  return jax.tree.map(lambda s: jax.ShapeDtypeStruct((*lead, *s.shape), s.dtype), batch)
 
 
 def _one_line(config, text) -> str:

@@ -41,7 +41,7 @@ def replay(directory, program) -> dict:
 
   @jax.jit
   def once(state, batch):
-    batch = task.batch("train", state.step) if task.on_device else batch
+    batch = task.batch("train", state.cursor) if task.on_device else batch
     grads, metrics, _ = steps.gradient(model, task, state, batch, config.optim.accumulate)
     return grads, metrics["loss"], optax.tree.norm(grads)
 

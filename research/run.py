@@ -33,7 +33,7 @@ def flags():
   add = parser.add_argument
   add("--config", default=DEFAULT, metavar="FILE[:PRESET]", help="experiment file, or its name")
   add("--workdir", default="", help="directory of the run; default runs/<experiment>/<config id>")
-  add("--seeds", default="", metavar="A:B", help="train seeds A to B-1 on the same data")
+  add("--seeds", default="", metavar="A:B", help="train seeds A to B-1, each with draws and data of its own")
   add("--vectorize", default="auto", choices=("auto", "always", "never"),
       help="seeds in one vmapped step, one after the other, or the faster of both")
   add("--list", action="store_true", help="list the experiments and stop")

@@ -17,7 +17,7 @@ TIMED_STEPS = 3
 def _seconds_per_step(program, seeds) -> float:
   """Returns the fastest of a few steps, after one that compiles."""
   state = program.init(seeds)
-  batch = None if program.task.on_device else program.put(program.task.batch("train", 0))
+  batch = None if program.task.on_device else program.put_train(program.train_batch(seeds, 0))
   times = []
   for _ in range(TIMED_STEPS + 1):
     begun = time.perf_counter()

@@ -96,9 +96,9 @@ def of_state(state, mesh, *, stacked_seeds: bool = False):
   return jax.tree_util.tree_map_with_path(sharding, state)
 
 
-def of_batch(mesh) -> NamedSharding:
+def of_batch(mesh, *, stacked_seeds: bool = False) -> NamedSharding:
   """Returns the sharding of every array of a batch: rows over data and fsdp."""
-  return NamedSharding(mesh, PartitionSpec(BATCH))
+  return NamedSharding(mesh, PartitionSpec(None, BATCH) if stacked_seeds else PartitionSpec(BATCH))
 
 
 def host_rows(mesh, batch_size: int) -> slice:
@@ -107,10 +107,10 @@ def host_rows(mesh, batch_size: int) -> slice:
   return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
 
-def put_batch(batch, mesh, batch_size: int):
+def put_batch(batch, mesh, batch_size: int, *, seeds: int = 0):
   """Places a host batch (this process's rows) on the mesh as one global array per entry."""
-  sharding = of_batch(mesh)
+  sharding = of_batch(mesh, stacked_seeds=bool(seeds))
   if mesh.size == 1:
     return jax.device_put(batch, sharding)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(
-      sharding, x, (batch_size, *x.shape[1:])), batch)
+      sharding, x, (seeds, batch_size, *x.shape[2:]) if seeds else (batch_size, *x.shape[1:])), batch)

@@ -18,7 +18,8 @@ class TrainState:
   """The state; every leaf is a jax.Array, so a checkpoint is this tree.
 
   Attributes:
-    step: steps taken, int32; also the cursor of the data.
+    step: steps taken, int32.
+    cursor: number of the next training batch, int32; see `first_batch`.
     params: float32.
     extra: other variable collections of the model (batch statistics, ...).
     opt_state: of the optimizer.
@@ -29,6 +30,7 @@ class TrainState:
   """
 
   step: jax.Array
+  cursor: jax.Array
   params: Any
   extra: Any
   opt_state: Any
@@ -36,6 +38,16 @@ class TrainState:
   skipped: jax.Array
   streak: jax.Array
   sums: dict[str, jax.Array]
+
+
+def first_batch(seed):
+  """Returns the number of the training batch that a seed begins with.
+
+  Every seed reads a stretch of its own, of 2^20 batches, of the same endless data: seeds then
+  differ in what they see and not only in their draws, as an interval over seeds has to count,
+  while two arms of one seed see the same. Validation is the same for all.
+  """
+  return seed % 2048 * 2**20
 
 
 def init_state(seed, *, model, inputs, init, optimizer: optax.GradientTransformation,
@@ -58,6 +70,7 @@ def init_state(seed, *, model, inputs, init, optimizer: optax.GradientTransforma
   params = initialize.initialize(params, init, model.stack(parent=None).placement, key_init)
   return TrainState(
       step=jnp.zeros((), jnp.int32),
+      cursor=jnp.asarray(first_batch(seed), jnp.int32),
       params=params,
       extra={k: v for k, v in variables.items() if k not in SOWN},
       opt_state=optimizer.init(params),

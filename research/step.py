@@ -98,7 +98,7 @@ def train_step(state: TrainState, batch, *, model, task, optimizer, schedule, ac
   old = (state.params, state.opt_state, state.extra)
   params, opt_state, extra = jax.tree.map(keep, new, old)
   return TrainState(
-      step=state.step + 1, params=params, extra=extra, opt_state=opt_state, key=state.key,
+      step=state.step + 1, cursor=state.cursor + 1, params=params, extra=extra, opt_state=opt_state, key=state.key,
       skipped=state.skipped + ~finite,
       streak=jnp.where(finite, 0, state.streak + 1),
       sums=_add(state, metrics, finite, log_every))

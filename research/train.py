@@ -13,7 +13,6 @@ import time
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from research import exit_codes, manifest, monitor, sharding
@@ -68,7 +67,7 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
     files = [MetricsFile(out / "metrics.jsonl", start if found else None) for out in outputs]
     for file in files:
       stack.callback(file.close)
-    batches = _batches(program, start, stack)
+    batches = _batches(program, seeds, start, stack)
     compiles = monitor.Compiles()
     streaks = collections.deque()
     clock, since, recompiled, evaluated = time.monotonic(), start, 0, None
@@ -117,15 +116,14 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
   return Outcome(exit_codes.DONE, state, finals)
 
 
-def _batches(program, start, stack):
+def _batches(program, seeds, start, stack):
   """Yields what `program.step` takes: placed batches in order, or None for a device task."""
   if program.task.on_device:
     while True:
       yield None
-  rows = sharding.host_rows(program.mesh, program.config.task.batch_size)
-  ahead = stack.enter_context(stream(program.task, "train", start, rows))
+  ahead = stack.enter_context(stream(lambda step: program.train_batch(seeds, step), start))
   for _, batch in ahead:
-    yield program.put(batch)
+    yield program.put_train(batch)
 
 
 def _records(program, state, step, clock, since, recompiled):
@@ -185,11 +183,13 @@ def _diverged(program, state, directory, say):
   """Saves the state and the batch that broke it; the guard kept the weights as they were."""
   streak, patience = int(np.max(np.asarray(state.streak))), program.config.train.nan_patience
   # Steps after the last one that patience allowed were refused unseen; step back over them.
-  cursor = int(np.max(np.asarray(state.step))) - 1 - (streak - patience)
-  state = state.replace(step=jnp.full_like(state.step, cursor))
+  back = 1 + streak - patience
+  state = state.replace(step=state.step - back, cursor=state.cursor - back)
+  worst = int(np.argmax(np.asarray(state.streak)))
+  step, cursor = (int(np.asarray(x).reshape(-1)[worst]) for x in (state.step, state.cursor))
   batch = {} if program.task.on_device else program.task.batch("train", cursor)
   write_postmortem(directory / "postmortem", {"state": state, "batch": batch})
-  say(f"diverged: {patience} steps in a row, up to step {cursor + 1}, had a loss or gradient that is "
+  say(f"diverged: {patience} steps in a row, up to step {step + 1}, had a loss or gradient that is "
       f"not finite; the weights before them and the last batch are in {directory / 'postmortem'}. "
       "Try a smaller config.optim.lr or a longer warmup.")
   return Outcome(exit_codes.DIVERGED, state, [])

@@ -4,6 +4,7 @@ The batch of a step is a pure function of the step, so nothing here is state tha
 a checkpoint would need: a run that resumes at step n opens `stream` at n.
 """
 
+from collections.abc import Callable
 import queue
 import threading
 
@@ -13,21 +14,21 @@ _AHEAD = 2  # batches computed before they are asked for
 class stream:
   """Iterator of (step, batch) from `start_step` on, in order, without end.
 
-  Use it in a `with` block, or call `close`. An exception in the task is raised
+  Use it in a `with` block, or call `close`. An exception in `read(step)` is raised
   where its batch would have been returned.
   """
 
-  def __init__(self, task, split: str, start_step: int = 0, rows: slice = slice(None)):
+  def __init__(self, read: Callable[[int], object], start_step: int = 0):
     self._queue = queue.Queue(_AHEAD)
     self._closed = threading.Event()
-    self._thread = threading.Thread(target=self._fill, args=(task, split, start_step, rows),
+    self._thread = threading.Thread(target=self._fill, args=(read, start_step),
                                     name="prefetch", daemon=True)
     self._thread.start()
 
-  def _fill(self, task, split, step, rows):
+  def _fill(self, read, step):
     while not self._closed.is_set():
       try:
-        item = (step, task.batch(split, step, rows)), None
+        item = (step, read(step)), None
       except BaseException as error:  # it belongs to whoever waits for this batch
         item = None, error
       self._queue.put(item)

@@ -1,4 +1,4 @@
-"""Several seeds at once are each of them alone, on the same data."""
+"""Several seeds at once are each of them alone, each with data of its own."""
 
 import json
 
@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research import config as configs
 from research import exit_codes
 from research import program as programs
 from research import runs
+from research import state
 from research.train import Outcome
 from tests.research import toy
 
@@ -17,10 +19,10 @@ SEEDS = (3, 4, 7)
 
 
 def _after(program, seeds, steps=4):
-  state = program.init(seeds)
+  now = program.init(seeds)
   for _ in range(steps):
-    state, _ = program.step(state, None)
-  return jax.device_get((state.params, state.sums))
+    now, _ = program.step(now, None)
+  return jax.device_get((now.params, now.sums))
 
 
 def test_a_vmapped_group_is_its_members_one_by_one():
@@ -31,6 +33,31 @@ def test_a_vmapped_group_is_its_members_one_by_one():
     alone = _after(single, seed)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[n], b, rtol=2e-4, atol=2e-6), together, alone)
   assert np.all(np.ptp(together[0]["head"]["kernel"], axis=0) > 0)  # three models, not one
+
+
+def test_seeds_see_different_data_and_arms_of_one_seed_the_same():
+  first = [state.first_batch(seed) for seed in range(2048)]
+  assert np.all(np.diff(first) == 2**20) and first[0] == 0 and first[-1] + 2**20 <= 2**31
+  one, other = (programs.make(toy.config(model__width=width)) for width in (16, 32))
+  seen = lambda program, seed: program.task.batch("train", program.init(seed).cursor)["inputs"]
+  np.testing.assert_array_equal(seen(one, 3), seen(other, 3))
+  assert not np.array_equal(seen(one, 3), seen(one, 4))
+
+
+def test_a_vmapped_group_reads_from_a_file_what_its_members_read():
+  config = configs.load("digits:smoke")[2]
+  config.optim.steps, config.optim.warmup, config.model.depth = 4, 0, 1
+  together, single = programs.make(config, seeds=2), programs.make(config)
+  seeds = jnp.asarray([5, 9])
+  both = together.train_batch(seeds, 2)
+  group, _ = together.step(together.init(seeds), together.put_train(both))
+  for n, seed in enumerate(seeds):
+    alone = single.train_batch(seed, 2)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[n], b), both, alone)
+    lone, _ = single.step(single.init(seed), single.put_train(alone))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[n], b, rtol=2e-4, atol=2e-6),
+                 jax.device_get(group.sums), jax.device_get(lone.sums))
+  assert not np.array_equal(both["inputs"][0], both["inputs"][1])
 
 
 def _run(folder, how, *more):

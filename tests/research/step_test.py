@@ -71,7 +71,7 @@ def start():
   """The state before step 0. The step under test does not donate it."""
   params = jax.jit(Line().init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
   return states.TrainState(
-      step=jnp.int32(0), params=params, extra={}, opt_state=OPTIMIZER.init(params), key=jax.random.key(1),
+      step=jnp.int32(0), cursor=jnp.int32(0), params=params, extra={}, opt_state=OPTIMIZER.init(params), key=jax.random.key(1),
       skipped=jnp.int32(0), streak=jnp.int32(0), sums={name: jnp.zeros(2) for name in NAMES})
 
 

@@ -14,8 +14,8 @@ class Squares:
     self.fail_at = fail_at
     self.asked = []
 
-  def batch(self, split, step, rows):
-    self.asked.append((split, step, rows))
+  def __call__(self, step):
+    self.asked.append(step)
     if step == self.fail_at:
       raise OSError(f"no data at {step}")
     return {"inputs": step**2}
@@ -26,20 +26,13 @@ def _alive():
 
 
 def test_batches_come_in_order_from_the_step_asked_for():
-  with prefetch.stream(Squares(), "train", 7) as batches:
+  with prefetch.stream(Squares(), 7) as batches:
     assert [next(batches) for _ in range(50)] == [(s, {"inputs": s**2}) for s in range(7, 57)]
-
-
-def test_split_and_rows_are_passed_on():
-  task = Squares()
-  with prefetch.stream(task, "validation", 3, slice(2, 4)) as batches:
-    next(batches)
-  assert task.asked[0] == ("validation", 3, slice(2, 4))
 
 
 def test_it_works_ahead_but_not_far():
   task = Squares()
-  with prefetch.stream(task, "train"):
+  with prefetch.stream(task):
     deadline = time.monotonic() + 5
     while len(task.asked) < 3 and time.monotonic() < deadline:
       time.sleep(0.01)
@@ -48,7 +41,7 @@ def test_it_works_ahead_but_not_far():
 
 
 def test_an_exception_comes_in_place_of_its_batch():
-  batches = prefetch.stream(Squares(fail_at=2), "train")
+  batches = prefetch.stream(Squares(fail_at=2))
   assert [next(batches)[0], next(batches)[0]] == [0, 1]
   with pytest.raises(OSError, match="no data at 2"):
     next(batches)
@@ -59,7 +52,7 @@ def test_an_exception_comes_in_place_of_its_batch():
 
 @pytest.mark.parametrize("taken", [0, 1, 10])
 def test_closing_ends_the_thread(taken):
-  batches = prefetch.stream(Squares(), "train")
+  batches = prefetch.stream(Squares())
   for _ in range(taken):
     next(batches)
   batches.close()
