@@ -35,8 +35,17 @@ def dry_run(config) -> int:
   return exit_codes.DONE
 
 
-def run(given, name, config, seeds, directory: pathlib.Path) -> int:
-  """Trains, evaluates and samples; returns the exit code."""
+def run(given, name, config, seeds, directory: pathlib.Path, measure=None) -> int:
+  """Trains, evaluates and samples; returns the exit code.
+
+  Args:
+    given: flags of the command.
+    name: of the experiment.
+    config: with every setting.
+    seeds: whole numbers, or () for the one in the config.
+    directory: of the run.
+    measure: the experiment's `measure(program, state)`, or None.
+  """
   first = config.copy_and_resolve_references()
   if seeds:
     first.seed = seeds[0]
@@ -54,8 +63,8 @@ def run(given, name, config, seeds, directory: pathlib.Path) -> int:
       _write(directory, "config.json", configs.text_of(config))
       _write(directory, "env.json", json.dumps(monitor.environment(), indent=2))
       if not seeds:
-        return _one(given, name, program, config.seed, directory, [directory])
-      return _several(given, name, first, program, seeds, directory)
+        return train_models(name, program, config.seed, directory, [directory], log=given.log, measure=measure)
+      return _several(given, name, first, program, seeds, directory, measure)
   except (CheckpointError, WorkdirBusy) as error:
     print(f"error: {error}", file=sys.stderr)
   except OSError as error:
@@ -64,7 +73,7 @@ def run(given, name, config, seeds, directory: pathlib.Path) -> int:
   return exit_codes.CRASH
 
 
-def _several(given, name, config, single, seeds, directory):
+def _several(given, name, config, single, seeds, directory, measure):
   """Trains all seeds, vmapped or in turn; what was chosen first stays chosen."""
   record = directory / "seeds.json"
   vmapped = None
@@ -80,10 +89,10 @@ def _several(given, name, config, single, seeds, directory):
   for out in outputs:
     out.mkdir(exist_ok=True)
   if vmapped is not None:
-    code = _one(given, name, vmapped, jnp.asarray(seeds), directory, outputs)
+    code = train_models(name, vmapped, jnp.asarray(seeds), directory, outputs, log=given.log, measure=measure)
   else:
     for seed, out in zip(seeds, outputs):
-      code = _one(given, name, single, seed, out, [out])
+      code = train_models(name, single, seed, out, [out], log=given.log, measure=measure)
       if code != exit_codes.DONE:
         break
   if code == exit_codes.DONE and not jax.process_index():
@@ -103,8 +112,21 @@ def _compare(seeds, outputs, directory):
     print(f"{k} over {len(values)} seeds: {np.mean(values):.4f}{spread}")
 
 
-def _one(given, name, program, seed, directory, outputs):
-  """Trains one program, of one model or of a vmapped group, and writes what it leaves behind."""
+def train_models(name, program, seed, directory, outputs, *, log="jsonl", measure=None, progress=None,
+                 table=None) -> int:
+  """Trains one program, of one model or of a vmapped group, and writes what it leaves behind.
+
+  Args:
+    name: of the experiment.
+    program: as research/program.py makes it.
+    seed: one int, or the array of ints of a vmapped group.
+    directory: for the checkpoints.
+    outputs: one directory per model, for its metrics, figures and final.json, which is written last.
+    log: where metrics go besides metrics.jsonl.
+    measure: (program, state of one model) -> {metric: number}, added to final.json; or None.
+    progress: shows where the run is; None makes a bar or lines.
+    table: directory of model_table.csv, `directory` unless given.
+  """
   config, task = program.config, program.task
   identity = _identity(program, seed)
   finals = [out / "final.json" for out in outputs]
@@ -120,20 +142,25 @@ def _one(given, name, program, seed, directory, outputs):
     print(f"  {label} baseline {loss:.4f} {unit} ({loss / np.log(2):.4f} bits)")
   begun = time.monotonic()
   with contextlib.ExitStack() as stack:
-    write = _dashboard(given.log, directory, config, stack)
-    progress = stack.enter_context(Progress(config.optim.steps))
+    write = _dashboard(log, directory, config, stack)
+    progress = stack.enter_context(progress or Progress(config.optim.steps))
     outcome = train(program, seed, directory, outputs, identity, progress.say, progress, write)
   if outcome.code != exit_codes.DONE or jax.process_index():
     return outcome.code
   # Counting traces the step once more; before training it would only be in the way.
-  _write(directory, "model_table.csv", model_table.as_csv(model_table.rows(program)))
+  table = table or directory
+  if not (table / "model_table.csv").is_file():
+    _write(table, "model_table.csv", model_table.as_csv(model_table.rows(program)))
   for i, (out, final) in enumerate(zip(outputs, outcome.finals)):
     state = jax.tree.map(lambda x: x[i], outcome.state) if program.seeds else outcome.state
+    if measure is not None:
+      final |= {k: float(v) for k, v in measure(program, state).items()}
     lines = _leave_behind(name, program, state, out, final, baselines, unit)
     lines.append(f"{time.monotonic() - begun:.0f} s in this call, peak memory "
                  f"{monitor.peak_memory_gb():.2f} GB")
     _write(out, "summary.md", "\n".join([f"# {name}", "", *(f"- {line}" for line in lines), ""]))
     print("\n".join(lines))
+    _write(out, "final.json", json.dumps(final, indent=2))
     print(f"files in {out}")
   return exit_codes.DONE
 

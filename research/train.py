@@ -7,7 +7,6 @@ anywhere and started again continues with the same bits.
 
 import collections
 import contextlib
-import json
 import pathlib
 import time
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from research import exit_codes, manifest, monitor, sharding
+from research import exit_codes, monitor, sharding
 from research.checkpoint import Checkpoints, params_sha256
 from research.data.prefetch import stream
 from research.interrupt import Interrupt
@@ -43,7 +42,7 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
     program: as research/program.py makes it.
     seeds: one int, or the array of ints of a program with an axis of seeds.
     directory: of the run.
-    outputs: one directory per model, for its metrics and its final.json.
+    outputs: one directory per model, for its metrics.
     identity: what a checkpoint must agree on (config id, data, version).
     say: prints one line.
     progress: shows where the run is.
@@ -112,7 +111,7 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
 
   if evaluated is None:  # the run was cut between its last save and its end
     evaluated = _per_model({"step": total, **program.evaluated(state, 0)}, len(files))
-  finals = _finals(program, state, evaluated, recompiled, outputs)
+  finals = _finals(program, state, evaluated, recompiled)
   return Outcome(exit_codes.DONE, state, finals)
 
 
@@ -165,17 +164,14 @@ def _spoken(step, records):
   return f"step {step}: validation loss {losses}"
 
 
-def _finals(program, state, evaluated, recompiled, outputs):
-  """Writes final.json of every model: step, last evaluation, digest of its parameters."""
+def _finals(program, state, evaluated, recompiled):
+  """Returns what final.json of every model says: step, last evaluation, digest of its parameters."""
   finals = []
-  for i, out in enumerate(outputs):
+  for i, values in enumerate(evaluated):
     params = jax.tree.map(lambda x: x[i], state.params) if program.seeds else state.params
-    final = {**evaluated[i], "recompiled": recompiled,
-             "skipped": int(np.asarray(state.skipped).reshape(-1)[i]),
-             "params_sha256": params_sha256(params)}
-    if jax.process_index() == 0:
-      manifest.write_atomically(out / "final.json", json.dumps(final, indent=2).encode())
-    finals.append(final)
+    finals.append({**values, "recompiled": recompiled,
+                   "skipped": int(np.asarray(state.skipped).reshape(-1)[i]),
+                   "params_sha256": params_sha256(params)})
   return finals
 
 
