@@ -143,7 +143,7 @@ def summary(values, *, level=0.95) -> Summary:
 
 
 def holm(p_values) -> list[float]:
-  """Returns the p values of several claims, adjusted so that any false finding stays rare.
+  """Returns the p values of several claims, adjusted so that p < 0.05 comes by chance once in 20 sets.
 
   The i-th smallest of k (i from 0) becomes the largest of (k - j) p_j over j <= i, at most 1.
 
@@ -168,7 +168,8 @@ def holm(p_values) -> list[float]:
 
 def _check_verdict(interval, margin):
   if not interval.low <= interval.high:
-    raise ValueError(f"interval [{interval.low}, {interval.high}] must have low <= high and no nan; take it from summary().")
+    raise ValueError(f"interval [{interval.low}, {interval.high}] must have low <= high and no nan; "
+                     "take it from summary().")
   if not 0 <= margin < math.inf:
     raise ValueError(f"margin={margin} must be finite and >= 0; a gain is counted so that positive is better.")
 

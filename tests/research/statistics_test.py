@@ -43,6 +43,7 @@ def test_interval_and_p_are_those_of_the_paired_t_test(n, level):
   one = stats.ttest_1samp(arm - baseline, 0.0)
   np.testing.assert_allclose(got.t, one.confidence_interval(level), rtol=1e-12)
   np.testing.assert_allclose(got.p, [paired.pvalue, one.pvalue], rtol=1e-10)
+  np.testing.assert_allclose(got.detectable, statistics.detectable(got.deviation, n, level=level), rtol=1e-12)
 
 
 def test_mean_deviation_and_effect_by_hand():
@@ -315,7 +316,7 @@ def test_detectable_and_seeds_to_detect_are_inverse(n):
 
 def test_some_differences_are_out_of_reach():
   assert statistics.seeds_to_detect(0.01, 1.0) is None
-  assert statistics.seeds_to_detect(0.5, 1.0, most=33) is None
+  assert statistics.seeds_to_detect(0.5, 1.0, most=33) is None and statistics.seeds_to_detect(0.5, 1.0, most=34) == 34
   assert statistics.seeds_to_detect(0.0, 1.0) is None
   assert statistics.seeds_to_detect(0.0, 0.0) is None
   assert statistics.seeds_to_detect(1e-9, 0.0) == 2
