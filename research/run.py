@@ -1,18 +1,16 @@
 r"""Trains one experiment: `python -m research.run --config=FILE[:PRESET] --config.key=value`.
 
 Without arguments it runs experiments/byte_lm.py:cpu. The same command again
-continues an interrupted run and reports a finished one. This is the one module
-that changes global settings of jax: devices, distribution, compilation cache.
+continues an interrupted run and reports a finished one.
 """
 
 import argparse
 import contextlib
-import os
 import pathlib
 import sys
 
 from research import config as configs
-from research import exit_codes
+from research import exit_codes, settings
 from research.errors import ConfigError
 
 DEFAULT = "experiments/byte_lm.py:cpu"
@@ -83,24 +81,6 @@ def seeds_of(text: str) -> tuple[int, ...]:
   return seeds
 
 
-def _settings(given):
-  """Global settings of jax; to be called before anything asks for a device."""
-  if given.fake_devices:
-    if given.fake_devices < 1:
-      raise ConfigError(f"--fake_devices={given.fake_devices} must be at least 1.")
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    flag = f"--xla_force_host_platform_device_count={given.fake_devices}"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-  # Grain and orbax log through absl, which writes to the terminal unless told otherwise.
-  from absl import logging
-  logging.set_verbosity(logging.ERROR)
-  import jax
-  if given.distributed == "auto":
-    jax.distributed.initialize()
-  from research.data import cache
-  jax.config.update("jax_compilation_cache_dir", str(cache.writable_root() / "xla"))
-
-
 def main(argv=None) -> int:
   """Runs the command and returns its exit code."""
   try:
@@ -116,7 +96,9 @@ def main(argv=None) -> int:
       print(listing.describe(name))
       return exit_codes.DONE
     print(f"strata: {name}:{preset}", flush=True)
-    _settings(given)
+    if given.fake_devices < 0:
+      raise ConfigError(f"--fake_devices={given.fake_devices} must be at least 1.")
+    settings.prepare(fake_devices=given.fake_devices, distributed=given.distributed == "auto")
     for note in configs.override(config, overrides):
       print(note)
     from research import runs
@@ -135,20 +117,7 @@ def _directory(name, config, seeds):
   return pathlib.Path("runs") / name / (configs.id_of(config) + suffix)
 
 
-def _ask_for_huge_pages():
-  """Starts this command anew with glibc told to back its heap by huge pages.
-
-  XLA takes and returns tens of megabytes at every step on a CPU, and each 4 KB page of
-  it is a fault. Measured 2026-11-21 on 2 AMD EPYC cores, main job: 207 to 218 ms a step
-  with huge pages, 256 to 279 ms without. glibc reads the setting only when a process starts.
-  """
-  asked = os.environ.get("GLIBC_TUNABLES", "")
-  if sys.platform == "linux" and "glibc.malloc.hugetlb" not in asked:
-    tunables = ":".join(filter(None, [asked, "glibc.malloc.hugetlb=1"]))
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "GLIBC_TUNABLES": tunables})
-
-
 if __name__ == "__main__":
-  _ask_for_huge_pages()
+  settings.ask_for_huge_pages()
   with contextlib.suppress(BrokenPipeError):  # `| head` closes the pipe; that is no fault
     sys.exit(main())
