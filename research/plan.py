@@ -28,14 +28,14 @@ class Plan(NamedTuple):
     spec: "FILE[:PRESET]".
     common: overrides of all arms.
     arms: of research/arms.py.
-    seeds: of every arm.
+    seeds: arm -> its seeds.
     directory: of the sweep.
   """
 
   spec: str
   common: dict
   arms: list[arm_files.Arm]
-  seeds: tuple[int, ...]
+  seeds: dict[str, tuple[int, ...]]
   directory: pathlib.Path
 
   @property
@@ -74,7 +74,7 @@ def units(plan: Plan, group: bool, processes: int = 1) -> list[dict]:
     directory = plan.directory / "arms" / arm.name
     one = {"config": plan.spec, "overrides": {**plan.common, **arm.overrides}, "arm": arm.name,
            "directory": str(directory), "steps": arm.config.optim.steps}
-    left = [seed for seed in plan.seeds if not _finished(directory, seed)]
+    left = [seed for seed in plan.seeds[arm.name] if not _finished(directory, seed)]
     for begun in _groups(directory, left):
       found.append(one | {"seeds": begun, "group": True})
       left = [seed for seed in left if seed not in begun]
@@ -83,7 +83,7 @@ def units(plan: Plan, group: bool, processes: int = 1) -> list[dict]:
     for run in _runs(left, size):
       found.append(one | {"seeds": run, "group": len(run) > 1})
   # First seeds of all arms first: a mistake shows early, and no two processes compile one arm at once.
-  return sorted(found, key=lambda unit: plan.seeds.index(unit["seeds"][0]))
+  return sorted(found, key=lambda unit: unit["seeds"][0])
 
 
 def _finished(directory, seed):
@@ -108,24 +108,23 @@ def _runs(seeds, size):
   return found
 
 
-def execute(plan: Plan, *, jobs: int = 0, ray: str = "") -> tuple[int, list[str]]:
+def execute(plan: Plan, *, jobs: int = 0, ray: str = "", resources: str = "CPU=1") -> tuple[int, list[str]]:
   """Trains what is missing; returns (exit code, one line per unit that failed).
 
   The code is that of an interruption if there was one, else of a refused config, else 0: a failed or diverged arm
   is for the reader of the results to judge.
   """
-  accelerator = False
-  left = units(plan, accelerator)
+  left = units(plan, group=False)
   if not left:
     return exit_codes.DONE, []
   if ray:
     from research import on_ray
-    done = on_ray.run(left, ray)
+    done = on_ray.run(left, ray, resources)
   else:
     import jax
     accelerator = jax.default_backend() != "cpu"
     from research import board, local
-    processes = 1 if accelerator else len(local.shares(jobs, len(plan.arms) * len(plan.seeds)))
+    processes = 1 if accelerator else len(local.shares(jobs, sum(map(len, plan.seeds.values()))))
     left = units(plan, accelerator, processes)
     with board.Board(left) as shown:
       shown.say(f"{len(left)} units over {min(processes, len(left))} process{'es' * (processes > 1)}")
@@ -143,7 +142,7 @@ def execute(plan: Plan, *, jobs: int = 0, ray: str = "") -> tuple[int, list[str]
 def write(plan: Plan, extra: dict) -> None:
   """Writes sweep.json: what was asked."""
   plan.directory.mkdir(parents=True, exist_ok=True)
-  text = {"config": plan.spec, "common": plan.common, "seeds": list(plan.seeds), **extra,
+  text = {"config": plan.spec, "common": plan.common, "seeds": plan.seeds, **extra,
           "arms": [{"name": arm.name, "overrides": arm.overrides, "config_id": configs.id_of(arm.config)}
                    for arm in plan.arms]}
   manifest.write_atomically(plan.directory / "sweep.json", json.dumps(text, indent=2).encode())
@@ -151,7 +150,7 @@ def write(plan: Plan, extra: dict) -> None:
 
 def collect(plan: Plan) -> results.Results:
   """Reads all results and writes results.csv and model_table.csv of the sweep."""
-  found = results.read(plan.directory, plan.names, plan.seeds)
+  found = results.read(plan.directory, plan.seeds)
   manifest.write_atomically(plan.directory / "results.csv", results.as_csv(found).encode())
   manifest.write_atomically(plan.directory / "model_table.csv", results.tables(plan.directory, plan.names).encode())
   return found

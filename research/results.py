@@ -50,14 +50,14 @@ class Results(NamedTuple):
     return [seed for seed in seeds if all(seed not in self.missing.get(arm, {}) for arm in arms)]
 
 
-def read(directory: pathlib.Path, arms, seeds) -> Results:
-  """Returns what directory/arms/<arm>/seed_<k> hold."""
+def read(directory: pathlib.Path, seeds: dict[str, tuple[int, ...]]) -> Results:
+  """Returns what directory/arms/<arm>/seed_<k> hold, for the given seeds of each arm."""
   values, missing = {}, {}
-  for arm in arms:
+  for arm, of_arm in seeds.items():
     at = directory / "arms" / arm
     table = _table(at / "model_table.csv")
     found = values.setdefault(arm, {})
-    for seed in seeds:
+    for seed in of_arm:
       numbers = _of_run(at / f"seed_{seed}")
       if "run/diverged" not in numbers or numbers["run/diverged"]:
         missing.setdefault(arm, {})[seed] = "diverged" if numbers else "not run"

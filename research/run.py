@@ -4,31 +4,23 @@ Without arguments it runs experiments/byte_lm.py:cpu. The same command again
 continues an interrupted run and reports a finished one.
 """
 
-import argparse
 import contextlib
 import pathlib
 import sys
 
 from research import config as configs
-from research import exit_codes, settings
+from research import exit_codes, flags, settings
 from research.errors import ConfigError
 
 DEFAULT = "experiments/byte_lm.py:cpu"
 
 
-class _Parser(argparse.ArgumentParser):
-  """argparse, but a wrong flag is one line and names the nearest right one."""
-
-  def error(self, message):
-    raise ConfigError(message)
-
-
-def flags():
-  parser = _Parser(prog="python -m research.run", description=__doc__.splitlines()[0],
+def parser():
+  made = flags.Parser(prog="python -m research.run", description=__doc__.splitlines()[0],
                    allow_abbrev=False,
                    epilog="Any leaf of the config can be set: --config.optim.lr=1e-3. The file is "
                           "Python and runs with your rights; everything else loaded is data.")
-  add = parser.add_argument
+  add = made.add_argument
   add("--config", default=DEFAULT, metavar="FILE[:PRESET]", help="experiment file, or its name")
   add("--workdir", default="", help="directory of the run; default runs/<experiment>/<config id>")
   add("--seeds", default="", metavar="A:B", help="train seeds A to B-1, each with draws and data of its own")
@@ -44,53 +36,19 @@ def flags():
   add("--fresh", action="store_true", help="move an earlier run of this config aside and start anew")
   add("--fake_devices", type=int, default=0, metavar="N", help="split the CPU into N devices")
   add("--distributed", default="no", choices=("no", "auto"), help="call jax.distributed.initialize()")
-  return parser
-
-
-def parse(argv):
-  """Returns (flags, dotted overrides).
-
-  Raises:
-    ConfigError: an unknown flag, or an override without a value.
-  """
-  parser = flags()
-  given, rest = parser.parse_known_args(argv)
-  overrides, rest = {}, list(rest)
-  while rest:
-    word = rest.pop(0)
-    key, equals, value = word.partition("=")
-    if not key.startswith("--config."):
-      known = [s for action in parser._actions for s in action.option_strings]
-      from research.errors import nearest
-      raise ConfigError(f"unknown argument {word!r}; {nearest(key, known)}")
-    if not equals:
-      if not rest:
-        raise ConfigError(f"{key} needs a value: {key}=...")
-      value = rest.pop(0)
-    overrides[key.removeprefix("--config.")] = value
-  return given, overrides
-
-
-def seeds_of(text: str) -> tuple[int, ...]:
-  """Returns the seeds that "A:B" or "N" means."""
-  first, colon, last = text.partition(":")
-  good = first.isdecimal() and (last.isdecimal() if colon else not last)
-  seeds = tuple(range(int(first), int(last) if colon else int(first) + 1)) if good else ()
-  if not 0 < len(seeds) <= 10_000:
-    raise ConfigError(f"--seeds={text!r} must be A:B with 0 <= A < B, as in 0:5 for five seeds.")
-  return seeds
+  return made
 
 
 def main(argv=None) -> int:
   """Runs the command and returns its exit code."""
   try:
-    given, overrides = parse(sys.argv[1:] if argv is None else argv)
+    given, overrides = flags.parse(parser(), sys.argv[1:] if argv is None else argv)
     if given.list:
       from research import listing
       print(listing.as_json() if given.json else listing.as_text())
       return exit_codes.DONE
     name, preset, config = configs.load(given.config)
-    seeds = seeds_of(given.seeds) if given.seeds else ()
+    seeds = flags.seeds_of(given.seeds) if given.seeds else ()
     if given.describe:
       from research import listing
       print(listing.describe(name))

@@ -113,7 +113,7 @@ def _compare(seeds, outputs, directory):
 
 
 def train_models(name, program, seed, directory, outputs, *, log="jsonl", measure=None, progress=None,
-                 table=None) -> int:
+                 table=None, draw=True) -> int:
   """Trains one program, of one model or of a vmapped group, and writes what it leaves behind.
 
   Args:
@@ -126,6 +126,7 @@ def train_models(name, program, seed, directory, outputs, *, log="jsonl", measur
     measure: (program, state of one model) -> {metric: number}, added to final.json; or None.
     progress: shows where the run is; None makes a bar or lines.
     table: directory of model_table.csv, `directory` unless given.
+    draw: whether to leave a figure and a sample too.
   """
   config, task = program.config, program.task
   identity = _identity(program, seed)
@@ -155,7 +156,7 @@ def train_models(name, program, seed, directory, outputs, *, log="jsonl", measur
     state = jax.tree.map(lambda x: x[i], outcome.state) if program.seeds else outcome.state
     if measure is not None:
       final |= {k: float(v) for k, v in measure(program, state).items()}
-    lines = _leave_behind(name, program, state, out, final, baselines, unit)
+    lines = _leave_behind(name, program, state, out, final, baselines, unit, draw)
     lines.append(f"{time.monotonic() - begun:.0f} s in this call, peak memory "
                  f"{monitor.peak_memory_gb():.2f} GB")
     _write(out, "summary.md", "\n".join([f"# {name}", "", *(f"- {line}" for line in lines), ""]))
@@ -180,7 +181,7 @@ def _dashboard(log, directory, config, stack):
   return write
 
 
-def _leave_behind(name, program, state, out, final, baselines, unit):
+def _leave_behind(name, program, state, out, final, baselines, unit, draw):
   """Writes samples and the figure of one model; returns the lines of its summary."""
   lines = [f"validation loss {final['eval/loss']:.4f} {unit}"]
   if unit == "nats per byte":
@@ -190,6 +191,8 @@ def _leave_behind(name, program, state, out, final, baselines, unit):
   lines += [f"parameters sha256 {final['params_sha256']}"]
   if final["skipped"] or final["recompiled"]:
     lines.append(f"{final['skipped']} steps skipped, {final['recompiled']} recompilations")
+  if not draw:
+    return lines
   with contextlib.suppress(OSError):
     plots.loss_curve(metrics.read(out / "metrics.jsonl"), out / "figures" / "loss.png",
                      title=name, unit=unit, lines=baselines)

@@ -24,7 +24,9 @@ from research import seeds as many
 from research.errors import ConfigError
 from research.run_lock import RunLock, WorkdirBusy
 
-BUSY_S = 30  # how long to wait for a run of a killed sweep to let go of its directory
+# How long to wait for a run of a killed sweep, or of a lost node, to let go of its directory: a lock of
+# another host is stale after three heartbeats.
+BUSY_S = 45
 
 
 def run_unit(unit: dict, progress=None) -> dict:
@@ -46,7 +48,10 @@ def run_unit(unit: dict, progress=None) -> dict:
     except Exception as error:  # one arm's fault must not end the others; the trace is in its log
       traceback.print_exc()
       code, why = exit_codes.CRASH, f"{type(error).__name__}: {str(error)[:300]} (see {log})"
-  return {"code": code, "seconds": time.monotonic() - begun, "why": why}
+  done = {"code": code, "seconds": round(time.monotonic() - begun, 2), "why": why}
+  with open(directory / "units.jsonl", "a", encoding="utf-8") as file:
+    file.write(json.dumps({"seeds": unit["seeds"], **done}) + "\n")
+  return done
 
 
 def finished(directory: pathlib.Path, seed: int) -> bool:
@@ -98,7 +103,8 @@ def _models(unit, config, group, seed, directory, outputs, progress, measure):
     out.mkdir(parents=True, exist_ok=True)
   name = pathlib.Path(unit["config"].partition(":")[0]).stem
   return runs.train_models(name, _program(config, group), jnp.asarray(seed) if group else seed, directory, outputs,
-                           measure=measure, progress=progress, table=pathlib.Path(unit["directory"]))
+                           measure=measure, progress=progress, table=pathlib.Path(unit["directory"]),
+                           draw=unit["seeds"][0] == 0)
 
 
 def _locked(directory, train):

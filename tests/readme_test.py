@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from layers.placement import TABLE
-from research import build, run
+from research import build, flags, run
 from research import config as configs
 from research import optim
 
@@ -29,11 +29,11 @@ def test_every_placement_is_in_the_table_of_the_readme():
 
 @pytest.mark.parametrize("command", RUNS)
 def test_every_command_of_the_readme_resolves(command, tmp_path):
-  given, overrides = run.parse(shlex.split(command)[3:])
+  given, overrides = flags.parse(run.parser(), shlex.split(command)[3:])
   _, _, config = configs.load(given.config)
   configs.override(config, overrides)
   if given.seeds:
-    run.seeds_of(given.seeds)
+    flags.seeds_of(given.seeds)
   # Folders and downloads are examples; the model does not depend on which text it is.
   if config.task.name == "text.Bytes":
     config.task.path, config.task.dataset = "", "stdlib"
