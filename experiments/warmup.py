@@ -74,3 +74,15 @@ def arms():
   no = {"optim.warmup": 0}
   post = {"model.placement": "post"}
   return {"pre_warm": {}, "pre_cold": no, "post_warm": post, "post_cold": post | no}
+
+
+def claims():
+  common = dict(paper=PAPER, year=2020, metric="eval/loss", seeds=5)
+  return [
+      Claim(id="post_norm_needs_warmup", **common, better="lower", arm="post_warm", against="post_cold",
+            statement="Learning-rate warm-up lowers the loss of a 12-layer post-norm transformer",
+            margin="0.05 nats", paper_value="Post-LN trained by Adam without warm-up ends far below the one with it (translation)"),
+      Claim(id="pre_norm_needs_no_warmup", **common, better="equal", arm="pre_cold", against="pre_warm",
+            statement="A 12-layer pre-norm transformer ends at the same loss without warm-up",
+            margin="0.05 nats", paper_value="Pre-LN without warm-up is as good as with it"),
+  ]
