@@ -19,23 +19,26 @@ def by_depth(records: list[dict], path: pathlib.Path, *, title: str) -> None:
   """Draws every diagnostic over the layers, later evaluations darker.
 
   Args:
-    records: lines of depth.jsonl, {"step", name: [L]}.
+    records: lines of depth.jsonl, {"step", name: [L]}; at least one.
     path: of the PNG.
     title: of the figure.
   """
   import matplotlib
   matplotlib.use("agg")
-  from matplotlib import pyplot as plt
+  from matplotlib import cm, colors, pyplot as plt
 
   figure, grid = plt.subplots(2, 3, figsize=(11, 6.2), dpi=144, layout="constrained")
-  steps = [record["step"] for record in records]
-  colors = plt.get_cmap("viridis_r")(np.linspace(0.08, 1.0, len(steps)))
+  # Without its palest end, which is hard to see on white.
+  shades = colors.ListedColormap(plt.get_cmap("viridis_r")(np.linspace(0.08, 1.0, 256)))
+  last = max(record["step"] for record in records)
+  scale = colors.Normalize(min(last - 1, *(record["step"] for record in records)), last)
   for axes, (name, label) in zip(grid.flat, PANELS.items()):
     lines_EL = np.asarray([record[name] for record in records], np.float64)
     layers = np.arange(lines_EL.shape[1])
-    for values_L, color in zip(lines_EL, colors):
+    for values_L, record in zip(lines_EL, records):
       seen = np.isfinite(values_L)
-      axes.plot(layers[seen], values_L[seen], "o-", color=color, linewidth=1.4, markersize=3.5)
+      axes.plot(layers[seen], values_L[seen], "o-", color=shades(scale(record["step"])),
+                linewidth=1.4, markersize=3.5)
     finite = lines_EL[np.isfinite(lines_EL)]
     if not finite.size:
       axes.text(0.5, 0.5, "no layer has it", transform=axes.transAxes, ha="center", color="0.5")
@@ -50,10 +53,7 @@ def by_depth(records: list[dict], path: pathlib.Path, *, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
   for axes in grid[-1]:
     axes.set_xlabel("layer")
-  # The range of one evaluation alone would be empty.
-  scale = plt.Normalize(min(steps[0], steps[-1] - 1), steps[-1])
-  shades = plt.matplotlib.colors.ListedColormap(plt.get_cmap("viridis_r")(np.linspace(0.08, 1.0, 256)))
-  figure.colorbar(plt.cm.ScalarMappable(scale, shades), ax=grid, label="step", aspect=40, shrink=0.9)
+  figure.colorbar(cm.ScalarMappable(scale, shades), ax=grid, label="step", aspect=40, shrink=0.9)
   figure.suptitle(title)
   path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path)

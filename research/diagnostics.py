@@ -28,12 +28,24 @@ from layers.probe import DEPTH
 from layers.stack import by_depth
 from research import sharding
 from research import step as steps
+from research.errors import ConfigError
 
 # Dims: L layers, N = B * T tokens, D model width.
 
 NAMES = ("residual_variance", "update_norm", "gradient_norm", "attention_entropy",
          "massive_activation", "skip_loss")
 TOKENS = 1024  # a profile reads about so many, in whole rows
+
+
+def check(config, params) -> None:
+  """Refuses to profile a model whose layers are not those of one residual stack.
+
+  Raises:
+    ConfigError: the switch is on and the model keeps no parameters in a submodule "stack".
+  """
+  if config.train.diagnostics and "stack" not in params:
+    raise ConfigError(f"config.train.diagnostics=True needs a model with its layers in a submodule 'stack'; "
+                      f"config.model.name={config.model.name!r} has {', '.join(sorted(params))}: set it to False.")
 
 
 def profile(program):

@@ -167,8 +167,8 @@ def _leave_behind(name, program, state, out, final, baselines, unit):
     plots.loss_curve(metrics.read(out / "metrics.jsonl"), out / "figures" / "loss.png",
                      title=name, unit=unit, lines=baselines)
     lines.append(f"figure {out / 'figures' / 'loss.png'}")
-    if program.config.train.diagnostics:
-      depth_plot.by_depth(metrics.read(out / "depth.jsonl"), out / "figures" / "depth.png", title=name)
+    if program.config.train.diagnostics and (records := metrics.read(out / "depth.jsonl")):
+      depth_plot.by_depth(records, out / "figures" / "depth.png", title=name)
       lines.append(f"figure {out / 'figures' / 'depth.png'}")
   text = _sample(program, state)
   if text:
