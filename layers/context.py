@@ -26,8 +26,8 @@ class LayerContext:
   Attributes:
     layer: index from 0 of the layer that reads it, int32 scalar.
     carry: cross-layer state by name; its structure is the same after every layer.
-    skip: index of the layer that passes x and carry on as they came; None leaves
-      none out and adds nothing to the program.
+    skip: index of the layer that passes x and carry on as they came, though its
+      mixer's own state moves on; None leaves none out and adds nothing to the program.
   """
 
   layer: jax.Array

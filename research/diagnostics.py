@@ -124,13 +124,13 @@ def _skip_losses(model, task, runs, params, extra, batch):
   return losses[1:] - losses[0]
 
 
-def records(program, profiled, state, step: int) -> list[dict]:
-  """Returns one record per model, {"step", name: [L]}, from the first validation batch."""
+def records(program, measure, state, step: int) -> list[dict]:
+  """Returns one record per model, {"step", name: [L]}; `measure` (see `profile`) reads the first validation batch."""
   first = 0
   if not program.task.on_device:
     rows = sharding.host_rows(program.mesh, program.config.task.batch_size)
     first = program.put(program.task.batch("validation", 0, rows))
-  values = {k: np.atleast_2d(np.asarray(v)) for k, v in profiled(state, first).items()}
+  values = {k: np.atleast_2d(np.asarray(v)) for k, v in measure(state, first).items()}
   return [{"step": step, **{k: values[k][i] for k in NAMES}} for i in range(max(1, program.seeds))]
 
 
