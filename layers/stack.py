@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from layers import context as ctx
+from layers import probe
 from layers.placement import Placement
 
 REMAT = {
@@ -30,6 +31,12 @@ class Run(NamedTuple):
   first: int
   period: int
   repeats: int
+
+  @property
+  def name(self) -> str:
+    """Name of the submodule that holds these layers."""
+    kind = "scan" if self.repeats > 1 else "layers"
+    return f"{kind}_{self.first}_to_{self.first + self.period * self.repeats - 1}"
 
 
 def find_runs(kinds: tuple) -> list[Run]:
@@ -54,6 +61,26 @@ def find_runs(kinds: tuple) -> list[Run]:
   return runs
 
 
+def by_depth(tree, runs: list[Run], of_layer: Callable):
+  """Returns [L, ...]: `of_layer` of what each layer has in a collection of the stack, layer 0 first.
+
+  Args:
+    tree: the collection, with the names of a Stack; a layer without an entry has {}.
+    runs: of the stack.
+    of_layer: subtree of one layer -> array of a shape that all layers share.
+  """
+  parts = []
+  for run in runs:
+    blocks = [tree.get(run.name, {}).get(f"block_{i}", {}) for i in range(run.period)]
+    if run.repeats == 1:
+      parts.append(jnp.stack([of_layer(block) for block in blocks]))
+    else:
+      each = jax.vmap(of_layer, axis_size=run.repeats)
+      part = jnp.stack([each(block) for block in blocks], axis=1)
+      parts.append(part.reshape(-1, *part.shape[2:]))
+  return jnp.concatenate(parts)
+
+
 class Block(nn.Module):
   """One layer: x -> sublayer(mixer) -> sublayer(channel), placed by four flags.
 
@@ -75,6 +102,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD, context, state, in_scale, alpha, segment_ids=None):
+    given = x_BTD, context
     def place(x_BTD, sublayer, name):
       h_BTD = self.norm(name=f"{name}_pre_norm")(x_BTD) if self.pre else x_BTD
       # Factors stay float32: rounded to bfloat16 they would be off by up to 0.4 %.
@@ -98,7 +126,9 @@ class Block(nn.Module):
         x_BTD, context = place(x_BTD, lambda h: channel(h, context), "channel")
       else:
         x_BTD, = place(x_BTD, lambda h: (channel(h),), "channel")
-    return x_BTD, context.replace(layer=context.layer + 1), state
+    x_BTD, context = ctx.after(x_BTD, context, *given)
+    probe.show(self, "stream_BTD", lambda: x_BTD)
+    return x_BTD, context, state
 
 
 class Period(nn.Module):
@@ -164,27 +194,28 @@ class Stack(nn.Module):
     """Returns (x_BTD, states); no states come back where none went in."""
     if self.remat not in REMAT:
       raise ValueError(f"remat={self.remat!r} is unknown; choose from {', '.join(REMAT)}.")
-    context = ctx.first(self._init_carry(*x_BTD.shape[:2]))
+    skip = self.get_variable("skip", "layer")
+    context = ctx.first(self._init_carry(*x_BTD.shape[:2]), skip)
     scales = [jnp.asarray(s, jnp.float32)
               for s in (self.placement.in_scale, self.placement.alpha)]
     if self.placement.embed_norm:
       x_BTD = self.norm(name="embed_norm")(x_BTD)
+    probe.show(self, "stream_BTD", lambda: x_BTD)
     finals = []
     for i, run in enumerate(self.runs()):
       stop = run.first + run.period * run.repeats
       of_run = [s[run.first:stop].reshape(run.repeats, run.period) for s in scales]
       state = None if states is None else states[i]
-      kind, period = "layers", Period
+      period = Period
       if self.remat != "none":
         period = nn.remat(Period, policy=REMAT[self.remat], prevent_cse=run.repeats == 1)
       if run.repeats > 1:
-        kind = "scan"
         period = nn.scan(
             period, length=run.repeats, in_axes=(0, 0, nn.broadcast), out_axes=0,
             variable_axes={True: 0}, split_rngs={True: True})
       else:
         of_run = [s[0] for s in of_run]
-      body = period(self._blocks(run), name=f"{kind}_{run.first}_to_{stop - 1}")
+      body = period(self._blocks(run), name=run.name)
       (x_BTD, context), final = body((x_BTD, context), state, of_run, segment_ids)
       finals.append(final)
     if self.placement.final_norm:

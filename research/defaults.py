@@ -20,6 +20,7 @@ DEFAULTS = {
         eval_every=0,  # steps; 0 evaluates only at the end
         eval_batches=16,  # in the evaluations on the way; the last one reads all
         save_every=200,  # steps
+        diagnostics=False,  # with every evaluation a line of depth.jsonl: research/diagnostics.py
         keep=2,  # checkpoints
         nan_patience=5,  # refused steps in a row before the run ends with exit code 3
         stall_seconds=0),  # without a step before the run ends with exit code 4; 0 waits for ever

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from research import build, count, initialize, optim, sample, sharding
+from research import build, count, diagnostics, initialize, optim, sample, sharding
 from research import state as states
 from research import step as steps
 from research.errors import ConfigError, shown
@@ -136,6 +136,7 @@ def make(config, *, seeds: int = 0) -> Program:
         states.init_state, model=model, inputs=batch["inputs"], init=config.init,
         optimizer=optimizer)
     bare = jax.eval_shape(functools.partial(init, metrics=()), 0)
+    diagnostics.check(config, bare.params)
     metrics = steps.metric_names(model, task, bare, batch)
     init = functools.partial(init, metrics=metrics)
     # The shapes of `init`, without tracing it a second time.

@@ -1,7 +1,7 @@
 """One call of research.run from resolved config to files: workdir, training, what is left behind.
 
     config.json  env.json  model_table.csv  metrics.jsonl  ckpt/  figures/loss.png
-    samples.txt  summary.md  final.json
+    samples.txt  summary.md  final.json  (with diagnostics: depth.jsonl  figures/depth.png)
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from research import config as configs
-from research import count, exit_codes, loggers, manifest, metrics, model_table, monitor, plots
+from research import count, depth_plot, exit_codes, loggers, manifest, metrics, model_table, monitor, plots
 from research import program as programs
 from research import sample, seeds as many
 from research.checkpoint import CheckpointError, Checkpoints
@@ -197,6 +197,9 @@ def _leave_behind(name, program, state, out, final, baselines, unit, draw):
     plots.loss_curve(metrics.read(out / "metrics.jsonl"), out / "figures" / "loss.png",
                      title=name, unit=unit, lines=baselines)
     lines.append(f"figure {out / 'figures' / 'loss.png'}")
+    if program.config.train.diagnostics and (records := metrics.read(out / "depth.jsonl")):
+      depth_plot.by_depth(records, out / "figures" / "depth.png", title=name)
+      lines.append(f"figure {out / 'figures' / 'depth.png'}")
   text = _sample(program, state)
   if text:
     _write(out, "samples.txt", text)

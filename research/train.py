@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from research import exit_codes, monitor, sharding
+from research import diagnostics, exit_codes, monitor, sharding
 from research.checkpoint import Checkpoints, params_sha256
 from research.data.prefetch import stream
 from research.interrupt import Interrupt
@@ -42,7 +42,7 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
     program: as research/program.py makes it.
     seeds: one int, or the array of ints of a program with an axis of seeds.
     directory: of the run.
-    outputs: one directory per model, for its metrics.
+    outputs: one directory per model, for its metrics and its depth.jsonl.
     identity: what a checkpoint must agree on (config id, data, version).
     say: prints one line.
     progress: shows where the run is.
@@ -63,8 +63,11 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
     if stop.at(start) and start < total:
       say(f"stopped before step {start + 1}; the same command continues.")
       return Outcome(exit_codes.PREEMPTED, state, [])
-    files = [MetricsFile(out / "metrics.jsonl", start if found else None) for out in outputs]
-    for file in files:
+    opened = lambda name: [MetricsFile(out / name, start if found else None) for out in outputs]
+    files, depth_files, profile = opened("metrics.jsonl"), [], None
+    if settings.diagnostics:
+      depth_files, profile = opened("depth.jsonl"), diagnostics.profile(program)
+    for file in files + depth_files:
       stack.callback(file.close)
     batches = _batches(program, seeds, start, stack)
     compiles = monitor.Compiles()
@@ -93,11 +96,13 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
         limit = 0 if step == total else settings.eval_batches
         evaluated = _per_model({"step": step, **program.evaluated(state, limit)}, len(files))
         _write(files, evaluated, dashboard)
+        profiled = diagnostics.records(program, profile, state, step) if profile else []
+        _write(depth_files, profiled, None)
         say(_spoken(step, evaluated))
         clock += time.monotonic() - begun  # tokens per second are those of training
       stopping = stop.at(step)
       if stopping or step == total or step % settings.save_every == 0:
-        for file in files:
+        for file in files + depth_files:
           file.sync()
         checkpoints.save(step, state)
       if stopping and step < total:
@@ -111,6 +116,8 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
 
   if evaluated is None:  # the run was cut between its last save and its end
     evaluated = _per_model({"step": total, **program.evaluated(state, 0)}, len(files))
+    profiled = diagnostics.records(program, profile, state, total) if profile else []
+  evaluated = [e | diagnostics.summary(p) for e, p in zip(evaluated, profiled)] or evaluated
   finals = _finals(program, state, evaluated, recompiled)
   return Outcome(exit_codes.DONE, state, finals)
 

@@ -11,14 +11,15 @@ References: Vaswani et al., "Attention Is All You Need", 2017; Ainslie et al.,
 "Query-Key Normalization for Transformers", 2020, with RMSNorm and gain 1.
 """
 
+from einops import rearrange
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from layers import rope, segments
+from layers import probe, rope, segments
 from layers.norms.rms_norm import rms_norm
 
-# Dims: B batch, T new tokens, M cached tokens, S = M + T, H heads, G groups, K head width.
+# Dims: B batch, T new tokens, M cached tokens, S = M + T, H heads, G groups, R heads per group, K head width.
 
 
 def visible(position_BT, position_BS, *, causal=True, window=0, ids_BT=None, ids_BS=None):
@@ -58,6 +59,18 @@ def extend_cache(cache, k_BTGK, v_BTGK, ids_BT):
       live_BM[..., None, None], segments.window(line_BSGK, count_B, M), 0)
   return line, dict(k_BMGK=keep(line["k_BSGK"]), v_BMGK=keep(line["v_BSGK"]),
                     live_BM=live_BM)
+
+
+def entropy(q_BTHK, k_BSGK, mask_B1TS):
+  """Returns the entropy [B, T] in nats of what each token reads, mean over heads.
+
+  A token that may see nothing has no meaningful one, but a finite one.
+  """
+  q_BTGRK = rearrange(q_BTHK, "b t (g r) k -> b t g r k", g=k_BSGK.shape[2])
+  scores_BGRTS = jnp.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32)
+  scores_BGRTS = jnp.where(mask_B1TS[:, None], scores_BGRTS * q_BTHK.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
+  p_BGRTS = jax.nn.softmax(scores_BGRTS, axis=-1)
+  return jnp.mean(jnp.sum(jax.scipy.special.entr(p_BGRTS), axis=-1), axis=(1, 2))
 
 
 class Attention(nn.Module):
@@ -133,6 +146,8 @@ class Attention(nn.Module):
       position_BS = jnp.concatenate([cached_BM, position_BT], axis=1)
       mask = visible(position_BT, position_BS, window=self.window,
                      ids_BT=ids_BT, ids_BS=line["ids_BS"])
+    probe.show(self, "attention_entropy_BT", lambda: entropy(
+        q_BTHK, k_BSGK, visible(position_BT, position_BT, causal=causal) if mask is None else mask))
     y_BTHK = jax.nn.dot_product_attention(
         q_BTHK, k_BSGK, v_BSGK, mask=mask, is_causal=causal and mask is None)
     y_BTD = nn.DenseGeneral(D, axis=(-2, -1), use_bias=False, dtype=self.dtype,

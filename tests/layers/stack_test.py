@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from layers.placement import Placement, placement
-from layers.stack import find_runs, Run, Stack
+from layers.stack import by_depth, find_runs, Run, Stack
 from tests.layers import toy
 
 B, T, D = 2, 3, 4
@@ -207,6 +207,20 @@ def test_the_context_counts_layers_and_tells_each_its_index(pattern, scan, remat
   np.testing.assert_array_equal(y, np.broadcast_to([*range(1, L + 1), 0], y.shape))
 
 
+@pytest.mark.parametrize("pattern, scan", [("period_3", True), ("irregular", True), ("irregular", False)])
+def test_a_skipped_layer_adds_nothing_to_the_stream_or_to_what_travels_beside_it(pattern, scan):
+  nothing = {A: functools.partial(toy.Ones, 0.0), P: functools.partial(toy.Ones, 0.0)}
+  mixers = tuple(nothing[i] for i in PATTERNS[pattern])
+  L = len(mixers)
+  bare = Placement((False,) * L, (False,) * L, (False,) * L, (1.0,) * L, (1.0,) * L, final_norm=False)
+  stack = Stack(mixers, toy.Counter, toy.Soft, bare, scan=scan)
+  run = jax.jit(lambda skip: stack.apply({"skip": {"layer": skip}}, np.zeros((1, 1, L), np.float32))[0][0, 0])
+  for skip in range(-1, L):
+    # Layer l adds to feature l how many layers have counted themselves.
+    want = [0 if i == skip else i + 1 - (0 <= skip < i) for i in range(L)]
+    np.testing.assert_array_equal(run(skip), want)
+
+
 @pytest.mark.parametrize("pattern, scan", [*((p, True) for p in PATTERNS), ("irregular", False)])
 def test_states_come_back_only_where_they_went_in_and_keep_their_form(pattern, scan):
   stack = _stack(pattern, scan=scan)
@@ -236,3 +250,15 @@ def test_every_layer_of_a_scan_carries_its_own_state():
 def test_an_unknown_remat_is_refused_before_any_layer():
   with pytest.raises(ValueError, match=r"remat='most' is unknown; choose from none, full, dots"):
     jax.eval_shape(_stack("irregular", remat="most").init, jax.random.key(0), _tokens(0))
+
+
+@pytest.mark.parametrize("kinds", ["a", "aaaa", "aabaab", "abcabcdee"])
+def test_what_layers_left_is_read_back_in_their_order(kinds):
+  tree, runs = {}, find_runs(tuple(kinds))
+  for run in runs:
+    number = lambda i: np.arange(run.first + i, run.first + run.period * run.repeats, run.period)
+    tree[run.name] = {f"block_{i}": {"number": number(i) if run.repeats > 1 else number(i)[0]}
+                      for i in range(run.period)}
+  twice = lambda layer: jnp.stack([layer["number"]] * 2)
+  np.testing.assert_array_equal(by_depth(tree, runs, twice)[:, 1], np.arange(len(kinds)))
+  assert by_depth({}, runs, lambda nothing: jnp.ones(())).shape == (len(kinds),)
