@@ -17,6 +17,7 @@ import numpy as np
 
 from pallas_kernels.chunk_recurrence import tpu
 from pallas_kernels.chunk_recurrence.plan import default_chunk, Inputs, Plan
+from pallas_kernels.diag_scan import api as scans
 
 ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
                "TPU_ACCELERATOR_TYPE": "v5litepod-4", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
@@ -74,6 +75,24 @@ def compile_backward(plan: Plan, topology: str):
     return Inputs(*(x.reshape(*x.shape[:2], -1) if i < 3 or (i == 3 and x is not None) else x
                     for i, x in enumerate(d)))
 
+  return _compile(run, arguments, topology)
+
+
+def compile_scan(kind: str, topology: str, *, backward=False, B=1, T=1024, D=512, reverse=False):
+  """The compiled elementwise scan, or its gradients in a, x and h0.
+
+  Args:
+    kind: "real" or "complex", with " constant" after it for a factor that never changes.
+    topology: as above.
+    backward: whether to compile `jax.grad` of the differentiable scan.
+    B, T, D, reverse: sizes and direction.
+  """
+  dtype = "complex64" if kind.startswith("complex") else "float32"
+  arguments = [((D,) if "constant" in kind else (B, T, D), dtype), ((B, T, D), dtype), ((B, D), dtype)]
+  run = lambda *arrays: scans.run("pallas_tpu", reverse, *arrays)
+  if backward:
+    arguments.append(((B, T, D), dtype))
+    return _compile(lambda *args: jax.vjp(run, *args[:3])[1](args[3]), arguments, topology)
   return _compile(run, arguments, topology)
 
 

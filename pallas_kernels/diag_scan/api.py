@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import choice, compat
-from pallas_kernels.diag_scan import reference, xla
+from pallas_kernels.diag_scan import interpret, reference, tpu, xla
 
 # Dims: B batch, T tokens, D channels (all trailing axes merged).
 
-BACKENDS = {"xla": xla}
-# What `auto` tries, best first.
-AUTO = {"tpu": ("xla",), "gpu": ("xla",), "cpu": ("xla",)}
+BACKENDS = {"xla": xla, "pallas_tpu": tpu, "interpret": interpret}
+# What `auto` tries, best first. The TPU kernel goes by its static schedule (tpu.py), the others by measurements.
+AUTO = {"tpu": ("pallas_tpu", "xla"), "gpu": ("xla",), "cpu": ("xla",)}
 
 
 def diag_scan(a, x, *, h0=None, segment_ids=None, reverse=False, backend="auto"):
@@ -58,7 +58,7 @@ def diag_scan(a, x, *, h0=None, segment_ids=None, reverse=False, backend="auto")
   if segment_ids is not None:
     a, x = _pack(a, x, segment_ids, reverse)
   a, x, h0 = compat.vary_alike((a, x, h0))
-  h = reference.run(a, x, h0, reverse) if name == "reference" else _scan(name, reverse, a, x, h0)
+  h = reference.run(a, x, h0, reverse) if name == "reference" else run(name, reverse, a, x, h0)
   last = h[:, 0 if reverse else -1].reshape(B, *channels)
   if segment_ids is not None:
     h = jnp.where((segment_ids >= 0)[..., None], h, 0)
@@ -75,12 +75,13 @@ def explain_backend(x, *, backend="auto", platform=None) -> choice.Choice:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _scan(name, reverse, a, x_BTD, h0_BD):
+def run(name, reverse, a, x_BTD, h0_BD):
+  """h_BTD of canonical arrays, all of one dtype, by the backend `name`; differentiable."""
   return BACKENDS[name].scan(a, x_BTD, h0_BD, reverse)
 
 
 def _scan_forward(name, reverse, a, x_BTD, h0_BD):
-  h_BTD = _scan(name, reverse, a, x_BTD, h0_BD)
+  h_BTD = run(name, reverse, a, x_BTD, h0_BD)
   return h_BTD, (a, h_BTD, h0_BD)
 
 
@@ -100,7 +101,7 @@ def _scan_backward(name, reverse, residuals, dh_BTD):
   return da, lambda_BTD, dh0_BD
 
 
-_scan.defvjp(_scan_forward, _scan_backward)
+run.defvjp(_scan_forward, _scan_backward)
 
 
 def _shift(x_BTD, fill_BD, backwards):
