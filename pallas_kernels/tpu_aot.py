@@ -99,10 +99,12 @@ def compile_scan(kind: str, topology: str, *, backward=False, B=1, T=1024, D=512
 def report(compiled) -> Report:
   """Reads the figures of a compiled call."""
   text = compiled.as_text()
-  vmem = [int(size) for size in re.findall(r'"memory_space":"1","offset":"0","size":"(\d+)"', text)]
+  kernels = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
+  vmem = [int(size) for line in kernels
+          for size in re.findall(r'"memory_space":"1","offset":"0","size":"(\d+)"', line)]
   copies = re.findall(r"= (\w+\[[\d,]*\])\S* (?:copy|transpose|copy-start)\(", text)
   return Report(max(vmem, default=0), compiled.memory_analysis().temp_size_in_bytes, tuple(copies),
-                text.count('custom_call_target="tpu_custom_call"'))
+                len(kernels))
 
 
 def _compile(function, arguments, topology):

@@ -27,6 +27,7 @@ from pallas_kernels.diag_scan import planes
 ROWS = 8
 LANES = 512  # float32 channels of a block, over the planes: rows of four registers hide latencies
 TOKENS = 512  # of a block at most: with both buffers 6.3 MB of VMEM for a, x and h
+UNROLLED = 2  # registers' worth of tokens per step of the loop
 
 
 def why_not(shape, dtype, platform) -> str | None:
@@ -56,8 +57,9 @@ def scan(a, x_BTD, h0_BD, reverse, interpret: bool = False):
 
 
 def block_tokens(T: int) -> int:
-  """Tokens of a block: pairs of registers, as many in each block as T allows."""
-  return pl.cdiv(pl.cdiv(T, pl.cdiv(T, TOKENS)), 2 * ROWS) * 2 * ROWS
+  """Tokens of a block: the fewest whole steps of the loop that make the fewest blocks."""
+  step = UNROLLED * ROWS
+  return pl.cdiv(pl.cdiv(T, pl.cdiv(T, TOKENS)), step) * step
 
 
 def _call(a, x, h0, C, reverse, interpret):
@@ -108,8 +110,12 @@ def _kernel(a_refs, x_refs, h0_refs, h_refs, carry_refs, reverse):
     last = 0 if reverse else ROWS - 1
     return tuple(jnp.broadcast_to(h_RL[last:last + 1], shape) for h_RL in h)
 
-  carry = lax.fori_loop(0, tiles // 2, lambda i, carry: tile(2 * i + 1, tile(2 * i, carry)),
-                        tuple(c[...] for c in carry_refs))
+  def step(i, carry):
+    for u in range(UNROLLED):
+      carry = tile(i * UNROLLED + u, carry)
+    return carry
+
+  carry = lax.fori_loop(0, tiles // UNROLLED, step, tuple(c[...] for c in carry_refs))
   for ref, carry_RL in zip(carry_refs, carry):
     ref[...] = carry_RL
 
