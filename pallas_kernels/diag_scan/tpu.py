@@ -8,8 +8,8 @@ register, by three doublings (s = 1, 2, 4) and one step from the carried value:
 
 so products of up to eight factors are formed, which must not overflow. A factor that never changes is
 doubled once per block. Reversed order renames blocks and rows; nothing is flipped. Bundles per register of
-8 x 128 numbers on v5e, against the cycles its bytes take at 819 GB/s and 1.5 GHz: real 8 of 23, constant
-factor 5 of 15, complex 23 of 45, constant 14 of 30; by that count it waits for memory only.
+8 x 128 numbers on v5e (bundles.csv), against the cycles its bytes take at 819 GB/s and 1.5 GHz: real 9 of
+23, constant factor 6 of 15, complex 29 of 45, constant 19 of 30; by that count it waits for memory.
 
 Compiled ahead of time for v5e, v5p and v6e; never run on a TPU. The numbers are checked in interpret mode.
 """
