@@ -18,13 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import choice, compat
-from pallas_kernels.diag_scan import interpret, reference, tpu, xla
+from pallas_kernels.diag_scan import gpu, interpret, reference, tpu, xla
 
 # Dims: B batch, T tokens, D channels (all trailing axes merged).
 
-BACKENDS = {"xla": xla, "pallas_tpu": tpu, "interpret": interpret}
+BACKENDS = {"xla": xla, "pallas_tpu": tpu, "pallas_gpu": gpu, "interpret": interpret}
 # What `auto` tries, best first. The TPU kernel goes by its static schedule (tpu.py), the others by measurements.
 AUTO = {"tpu": ("pallas_tpu", "xla"), "gpu": ("xla",), "cpu": ("xla",)}
+# What `auto` leaves to the caller.
+UNMEASURED = {"gpu": {"pallas_gpu": "never run on a GPU, so never measured against xla; name it to try it"}}
 
 
 def diag_scan(a, x, *, h0=None, segment_ids=None, reverse=False, backend="auto"):
@@ -152,10 +154,6 @@ def _arrays(a, x, h0, segment_ids):
 
 def _choose(name, shape, dtype, platform):
   def why_not(backend):
-    if backend == "reference":
-      return None
-    if backend not in BACKENDS:
-      return "this build has no such kernel"
-    return BACKENDS[backend].why_not(shape, dtype, platform)
+    return None if backend == "reference" else BACKENDS[backend].why_not(shape, dtype, platform)
 
-  return choice.choose(name, platform, AUTO.get(platform, ("xla",)), why_not, {})
+  return choice.choose(name, platform, AUTO.get(platform, ("xla",)), why_not, UNMEASURED.get(platform, {}))
