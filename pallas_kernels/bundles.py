@@ -43,17 +43,17 @@ def measure(plan, topology, kernel, folder):
                             round(bundles / tiling.hp * 128 / plan.chunk), tpu_aot.report(compiled).vmem)))
 
 
-def measure_scan(kind, topology, folder):
-  """One row of the elementwise scan, which is its own backward: "heads" are groups of 128 channels.
+def measure_scan(kind, topology, kernel, folder):
+  """One row of the elementwise scan; its "heads" are groups of 128 channels.
 
   Raises:
     RuntimeError: the compiler wrote no dump, or one of another format.
   """
-  compiled = tpu_aot.compile_scan(kind, topology, B=2, T=2 * tpu_scan.TOKENS)
-  steps = tpu_scan.TOKENS // tpu_scan.ROWS // tpu_scan.UNROLLED
-  bundles = _count(folder, "diag_scan", BUNDLE) + steps * _count(folder, "diag_scan", INNER_BUNDLE)
+  compiled = tpu_aot.compile_scan(kind, topology, backward=kernel == "backward", B=2, T=2 * tpu_scan.TOKENS)
+  steps, name = tpu_scan.TOKENS // tpu_scan.ROWS // tpu_scan.UNROLLED, f"diag_scan_{kernel}"
+  bundles = _count(folder, name, BUNDLE) + steps * _count(folder, name, INNER_BUNDLE)
   heads = tpu_scan.LANES // 128 // (2 if kind.startswith("complex") else 1)
-  return dict(zip(COLUMNS, (topology, kind, False, "scan", 128, tpu_scan.TOKENS, heads, bundles,
+  return dict(zip(COLUMNS, (topology, f"diagonal {kind}", False, kernel, 128, tpu_scan.TOKENS, heads, bundles,
                             round(bundles / heads * 128 / tpu_scan.TOKENS), tpu_aot.report(compiled).vmem)))
 
 
@@ -93,7 +93,8 @@ def main(argv=None):
           plan = tpu_aot.plan_of(decay, delta, D=width, chunk=options.chunk, save_states=states)
           add(measure(plan, topology, kernel, folder))
     for kind in SCANS:
-      add(measure_scan(kind, topology, folder))
+      for kernel in ("forward", "backward"):
+        add(measure_scan(kind, topology, kernel, folder))
   if options.write:
     with open(TABLE, "w", newline="") as file:
       writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

@@ -89,12 +89,9 @@ def _scan_forward(name, reverse, a, x_BTD, h0_BD):
 
 def _scan_backward(name, reverse, residuals, dh_BTD):
   a, h_BTD, h0_BD = residuals
-  next_a = a
-  if a.ndim == 3:
-    next_a = _shift(a, jnp.zeros_like(a[:, 0]), not reverse)
-  next_a, dh_BTD, zero_BD = compat.vary_alike((next_a, dh_BTD, jnp.zeros_like(h0_BD)))
-  lambda_BTD = BACKENDS[name].scan(next_a, dh_BTD, zero_BD, not reverse)
-  da = lambda_BTD * _shift(h_BTD, h0_BD, reverse)
+  a, dh_BTD, zero_BD = compat.vary_alike((a, dh_BTD, jnp.zeros_like(h0_BD)))
+  lambda_BTD = BACKENDS[name].scan(a, dh_BTD, zero_BD, not reverse, late=True)
+  da = lambda_BTD * reference.before(h_BTD, h0_BD, reverse)
   if a.ndim == 1:
     da = jnp.sum(da, axis=(0, 1))
     dh0_BD = a[None, :] * lambda_BTD[:, -1 if reverse else 0]
@@ -104,13 +101,6 @@ def _scan_backward(name, reverse, residuals, dh_BTD):
 
 
 run.defvjp(_scan_forward, _scan_backward)
-
-
-def _shift(x_BTD, fill_BD, backwards):
-  """x of the token processed before, with `fill` at the first; `backwards` is right to left."""
-  if backwards:
-    return jnp.concatenate([x_BTD[:, 1:], fill_BD[:, None]], axis=1)
-  return jnp.concatenate([fill_BD[:, None], x_BTD[:, :-1]], axis=1)
 
 
 def _pack(a, x_BTD, segment_ids, reverse):

@@ -23,11 +23,11 @@ def why_not(shape, dtype, platform) -> str | None:
   return None
 
 
-def scan(a, x_BTD, h0_BD, reverse):
-  """h_BTD; arguments as the reference, all float32 or all complex64."""
+def scan(a, x_BTD, h0_BD, reverse, late=False):
+  """h_BTD; arguments as tpu.scan."""
   # Importing it loads the GPU compiler's bindings, which not every jaxlib has.
   from pallas_kernels.diag_scan import mosaic_gpu
-  return mosaic_gpu.scan(a, x_BTD, h0_BD, reverse)
+  return mosaic_gpu.scan(a, x_BTD, h0_BD, reverse, late)
 
 
 def _capability():

@@ -25,11 +25,12 @@ TOKENS = 32  # of a tile of real numbers: 16 kB each of a, x and h, twice
 GROUP = 8  # tokens whose loads are issued together
 
 
-def scan(a, x_BTD, h0_BD, reverse, *, interpret=None):
+def scan(a, x_BTD, h0_BD, reverse, late=False, *, interpret=None):
   """h_BTD; arguments as the reference, all float32 or all complex64.
 
   Args:
     a, x_BTD, h0_BD, reverse: as in the reference.
+    late: as in tpu.scan.
     interpret: parameters of jax's GPU interpreter, to emulate the kernel.
   """
   B, T, D = x_BTD.shape
@@ -45,7 +46,7 @@ def scan(a, x_BTD, h0_BD, reverse, *, interpret=None):
   moving = count * a.ndim // 3 + count  # planes
   emulated = {} if interpret is None else dict(interpret=interpret)
   h_planes = plgpu.kernel(
-      functools.partial(_kernel, count, C, reverse), out_type=(out,) * count,
+      functools.partial(_kernel, count, C, reverse, late), out_type=(out,) * count,
       grid=(B, x[0].shape[2] // WIDTH), grid_names=("batch", "column"),
       scratch_types=(plgpu.SMEM((2, moving, C, WIDTH), jnp.float32), plgpu.SMEM((2, count, C, WIDTH), jnp.float32),
                      plgpu.Barrier(num_arrivals=moving, num_barriers=2)),
@@ -55,7 +56,7 @@ def scan(a, x_BTD, h0_BD, reverse, *, interpret=None):
   return planes.join(h_planes)[:, before:before + T, :D]
 
 
-def _kernel(count, C, reverse, *refs):
+def _kernel(count, C, reverse, late, *refs):
   *refs, tiles2, out2, arrived = refs
   a_refs, x_refs, h0_refs, h_refs = (refs[i * count:(i + 1) * count] for i in range(4))
   b, channels = lax.axis_index("batch"), pl.ds(lax.axis_index("column") * WIDTH, WIDTH)
@@ -68,41 +69,46 @@ def _kernel(count, C, reverse, *refs):
     for i, source in enumerate(moving):
       plgpu.copy_gmem_to_smem(source.at[b, rows(n), channels], tiles2.at[slot, i], arrived.at[slot])
 
-  def tile(n, h):
+  def tile(n, carry):
     slot = lax.rem(n, jnp.int32(2))
 
     @pl.when(n + 1 < N)
     def _():
-      # No thread may still read the slot that is overwritten.
-      plgpu.commit_smem()
+      # The commit that ended the tile before was a barrier: no thread still reads the slot.
       fetch(n + 1, 1 - slot)
 
     plgpu.barrier_wait(arrived.at[slot])
     plgpu.wait_smem_to_gmem(count, wait_read_only=True)
-    h = _tokens(constant, tiles2.at[slot], out2.at[slot], h, reverse)
+    carry = _tokens(constant, tiles2.at[slot], out2.at[slot], carry, reverse)
     plgpu.commit_smem()
     for i, target in enumerate(h_refs):
       plgpu.copy_smem_to_gmem(out2.at[slot, i], target.at[b, rows(n), channels])
-    return h
+    return carry
 
   fetch(jnp.int32(0), jnp.int32(0))
-  lax.fori_loop(0, N, tile, tuple(h0[b, channels] for h0 in h0_refs))
+  h0 = tuple(h0[b, channels] for h0 in h0_refs)
+  # A late factor waits for the next token; what waits for the first is multiplied with h0 = 0.
+  lax.fori_loop(0, N, tile, (h0, h0) if late and not constant else (h0,))
   plgpu.wait_smem_to_gmem(0)
 
 
-def _tokens(constant, tiles, out, h, reverse):
-  """Takes h over the tokens of a tile; `tiles` are planes of a, unless constant, and of x."""
+def _tokens(constant, tiles, out, carry, reverse):
+  """Takes (h,), or (h, factor that waits), over the tokens of a tile of planes of a, unless constant, and x."""
   count, C = out.shape[:2]
 
-  def group(g, h):
+  def group(g, carry):
+    h, *waiting = carry
     order = [g * GROUP + u for u in range(GROUP)]
     order = [C - 1 - row for row in order] if reverse else order
     # All loads before the chain of multiply-adds: the compiler moves none of them over a store.
     loaded = [tuple(tiles[i, row] for i in range(tiles.shape[0])) for row in order]
     for row, numbers in zip(order, loaded):
-      h = planes.add(planes.multiply(constant or numbers[:count], h), numbers[-count:])
+      a = constant or numbers[:count]
+      if waiting:
+        a, waiting = waiting[0], [a]
+      h = planes.add(planes.multiply(a, h), numbers[-count:])
       for i in range(count):
         out[i, row] = h[i]
-    return h
+    return (h, *waiting)
 
-  return lax.fori_loop(0, C // GROUP, group, h)
+  return lax.fori_loop(0, C // GROUP, group, carry)
