@@ -19,11 +19,14 @@ import tempfile
 from pallas_kernels import tpu_aot
 from pallas_kernels.chunk_recurrence.shapes import RULES
 from pallas_kernels.chunk_recurrence.tpu_layout import choose_tiling
+from pallas_kernels.diag_scan import tpu as tpu_scan
 
 TABLE = pathlib.Path(__file__).with_name("bundles.csv")
 COLUMNS = ("topology", "decay", "delta", "kernel", "D", "chunk", "heads", "bundles", "per_128_tokens", "vmem")
-# A line of the dump that is one bundle inside the loop over grid steps.
+# A line of the dump that is one bundle inside the loop over grid steps, or inside a loop of that loop.
 BUNDLE = re.compile(r"^\s*0x[0-9a-f]+\s+(?:\w+)?: > ?\{", re.M)
+INNER_BUNDLE = re.compile(r"^\s*0x[0-9a-f]+\s+(?:\w+)?: > ?> ?\{", re.M)
+SCANS = ("real", "real constant", "complex", "complex constant")
 DUMP = "STRATA_BUNDLE_DUMP"
 
 
@@ -33,17 +36,35 @@ def measure(plan, topology, kernel, folder):
   Raises:
     RuntimeError: the compiler wrote no dump, or one of another format.
   """
-  before = set(folder.iterdir())
   compiled = {"forward": tpu_aot.compile_forward, "backward": tpu_aot.compile_backward}[kernel](plan, topology)
-  files = [f for f in set(folder.iterdir()) - before
-           if f"chunk_recurrence_{kernel}" in f.name and re.search(r"-\d+-final_bundles\.txt$", f.name)]
-  bundles = sum(len(BUNDLE.findall(f.read_text())) for f in files)
-  if not bundles:
-    raise RuntimeError(f"{len(files)} dumps of {kernel} with no loop body in them: this libtpu writes another "
-                       "format; the table cannot be made with it.")
+  bundles = _count(folder, f"chunk_recurrence_{kernel}", BUNDLE)
   tiling = choose_tiling(plan)
   return dict(zip(COLUMNS, (topology, plan.decay, plan.delta, kernel, plan.K, plan.chunk, tiling.hp, bundles,
                             round(bundles / tiling.hp * 128 / plan.chunk), tpu_aot.report(compiled).vmem)))
+
+
+def measure_scan(kind, topology, kernel, folder):
+  """One row of the elementwise scan; its "heads" are groups of 128 channels.
+
+  Raises:
+    RuntimeError: the compiler wrote no dump, or one of another format.
+  """
+  compiled = tpu_aot.compile_scan(kind, topology, backward=kernel == "backward", B=2, T=2 * tpu_scan.TOKENS)
+  steps, name = tpu_scan.TOKENS // tpu_scan.ROWS // tpu_scan.UNROLLED, f"diag_scan_{kernel}"
+  bundles = _count(folder, name, BUNDLE) + steps * _count(folder, name, INNER_BUNDLE)
+  heads = tpu_scan.LANES // 128 // (2 if kind.startswith("complex") else 1)
+  return dict(zip(COLUMNS, (topology, f"diagonal {kind}", False, kernel, 128, tpu_scan.TOKENS, heads, bundles,
+                            round(bundles / heads * 128 / tpu_scan.TOKENS), tpu_aot.report(compiled).vmem)))
+
+
+def _count(folder, name, bundle):
+  """Bundles in the dumps of the kernel `name`."""
+  files = [f for f in folder.iterdir() if name in f.name and re.search(r"-\d+-final_bundles\.txt$", f.name)]
+  bundles = sum(len(bundle.findall(f.read_text())) for f in files)
+  if not bundles:
+    raise RuntimeError(f"{len(files)} dumps of {name} with no loop body in them: this libtpu writes another "
+                       "format; the table cannot be made with it.")
+  return bundles
 
 
 def main(argv=None):
@@ -58,15 +79,22 @@ def main(argv=None):
   if DUMP not in os.environ:
     return _with_dump(sys.argv[1:] if argv is None else argv)
   folder, rows = pathlib.Path(os.environ[DUMP]), []
+
+  def add(row):
+    rows.append(row)
+    print(*(f"{name} {value}" for name, value in row.items()), sep="  ", flush=True)
+    for file in folder.iterdir():
+      file.unlink()
+
   for topology in options.topologies:
     for width in options.width:
       for decay, delta in RULES:
         for kernel, states in (("forward", "recompute"), ("backward", "save")):
           plan = tpu_aot.plan_of(decay, delta, D=width, chunk=options.chunk, save_states=states)
-          rows.append(measure(plan, topology, kernel, folder))
-          print(*(f"{name} {value}" for name, value in rows[-1].items()), sep="  ", flush=True)
-          for file in folder.iterdir():
-            file.unlink()
+          add(measure(plan, topology, kernel, folder))
+    for kind in SCANS:
+      for kernel in ("forward", "backward"):
+        add(measure_scan(kind, topology, kernel, folder))
   if options.write:
     with open(TABLE, "w", newline="") as file:
       writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

@@ -17,6 +17,7 @@ import numpy as np
 
 from pallas_kernels.chunk_recurrence import tpu
 from pallas_kernels.chunk_recurrence.plan import default_chunk, Inputs, Plan
+from pallas_kernels.diag_scan import api as scans
 
 ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
                "TPU_ACCELERATOR_TYPE": "v5litepod-4", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
@@ -77,13 +78,33 @@ def compile_backward(plan: Plan, topology: str):
   return _compile(run, arguments, topology)
 
 
+def compile_scan(kind: str, topology: str, *, backward=False, B=1, T=1024, D=512, reverse=False):
+  """The compiled elementwise scan, or its gradients in a, x and h0.
+
+  Args:
+    kind: "real" or "complex", with " constant" after it for a factor that never changes.
+    topology: as above.
+    backward: whether to compile `jax.grad` of the differentiable scan.
+    B, T, D, reverse: sizes and direction.
+  """
+  dtype = "complex64" if kind.startswith("complex") else "float32"
+  arguments = [((D,) if "constant" in kind else (B, T, D), dtype), ((B, T, D), dtype), ((B, D), dtype)]
+  run = lambda *arrays: scans.run("pallas_tpu", reverse, *arrays)
+  if backward:
+    arguments.append(((B, T, D), dtype))
+    return _compile(lambda *args: jax.vjp(run, *args[:3])[1](args[3]), arguments, topology)
+  return _compile(run, arguments, topology)
+
+
 def report(compiled) -> Report:
   """Reads the figures of a compiled call."""
   text = compiled.as_text()
-  vmem = [int(size) for size in re.findall(r'"memory_space":"1","offset":"0","size":"(\d+)"', text)]
+  kernels = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
+  vmem = [int(size) for line in kernels
+          for size in re.findall(r'"memory_space":"1","offset":"0","size":"(\d+)"', line)]
   copies = re.findall(r"= (\w+\[[\d,]*\])\S* (?:copy|transpose|copy-start)\(", text)
   return Report(max(vmem, default=0), compiled.memory_analysis().temp_size_in_bytes, tuple(copies),
-                text.count('custom_call_target="tpu_custom_call"'))
+                len(kernels))
 
 
 def _compile(function, arguments, topology):

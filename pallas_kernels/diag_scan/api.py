@@ -18,13 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import choice, compat
-from pallas_kernels.diag_scan import reference, xla
+from pallas_kernels.diag_scan import gpu, interpret, reference, tpu, xla
 
 # Dims: B batch, T tokens, D channels (all trailing axes merged).
 
-BACKENDS = {"xla": xla}
-# What `auto` tries, best first.
-AUTO = {"tpu": ("xla",), "gpu": ("xla",), "cpu": ("xla",)}
+BACKENDS = {"xla": xla, "pallas_tpu": tpu, "pallas_gpu": gpu, "interpret": interpret}
+# What `auto` tries, best first. The TPU kernel goes by its static schedule (tpu.py), the others by measurements.
+AUTO = {"tpu": ("pallas_tpu", "xla"), "gpu": ("xla",), "cpu": ("xla",)}
+# What `auto` leaves to the caller.
+UNMEASURED = {"gpu": {"pallas_gpu": "never run on a GPU, so never measured against xla; name it to try it"}}
 
 
 def diag_scan(a, x, *, h0=None, segment_ids=None, reverse=False, backend="auto"):
@@ -58,7 +60,7 @@ def diag_scan(a, x, *, h0=None, segment_ids=None, reverse=False, backend="auto")
   if segment_ids is not None:
     a, x = _pack(a, x, segment_ids, reverse)
   a, x, h0 = compat.vary_alike((a, x, h0))
-  h = reference.run(a, x, h0, reverse) if name == "reference" else _scan(name, reverse, a, x, h0)
+  h = reference.run(a, x, h0, reverse) if name == "reference" else run(name, reverse, a, x, h0)
   last = h[:, 0 if reverse else -1].reshape(B, *channels)
   if segment_ids is not None:
     h = jnp.where((segment_ids >= 0)[..., None], h, 0)
@@ -75,23 +77,21 @@ def explain_backend(x, *, backend="auto", platform=None) -> choice.Choice:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _scan(name, reverse, a, x_BTD, h0_BD):
+def run(name, reverse, a, x_BTD, h0_BD):
+  """h_BTD of canonical arrays, all of one dtype, by the backend `name`; differentiable."""
   return BACKENDS[name].scan(a, x_BTD, h0_BD, reverse)
 
 
 def _scan_forward(name, reverse, a, x_BTD, h0_BD):
-  h_BTD = _scan(name, reverse, a, x_BTD, h0_BD)
+  h_BTD = run(name, reverse, a, x_BTD, h0_BD)
   return h_BTD, (a, h_BTD, h0_BD)
 
 
 def _scan_backward(name, reverse, residuals, dh_BTD):
   a, h_BTD, h0_BD = residuals
-  next_a = a
-  if a.ndim == 3:
-    next_a = _shift(a, jnp.zeros_like(a[:, 0]), not reverse)
-  next_a, dh_BTD, zero_BD = compat.vary_alike((next_a, dh_BTD, jnp.zeros_like(h0_BD)))
-  lambda_BTD = BACKENDS[name].scan(next_a, dh_BTD, zero_BD, not reverse)
-  da = lambda_BTD * _shift(h_BTD, h0_BD, reverse)
+  a, dh_BTD, zero_BD = compat.vary_alike((a, dh_BTD, jnp.zeros_like(h0_BD)))
+  lambda_BTD = BACKENDS[name].scan(a, dh_BTD, zero_BD, not reverse, late=True)
+  da = lambda_BTD * reference.before(h_BTD, h0_BD, reverse)
   if a.ndim == 1:
     da = jnp.sum(da, axis=(0, 1))
     dh0_BD = a[None, :] * lambda_BTD[:, -1 if reverse else 0]
@@ -100,14 +100,7 @@ def _scan_backward(name, reverse, residuals, dh_BTD):
   return da, lambda_BTD, dh0_BD
 
 
-_scan.defvjp(_scan_forward, _scan_backward)
-
-
-def _shift(x_BTD, fill_BD, backwards):
-  """x of the token processed before, with `fill` at the first; `backwards` is right to left."""
-  if backwards:
-    return jnp.concatenate([x_BTD[:, 1:], fill_BD[:, None]], axis=1)
-  return jnp.concatenate([fill_BD[:, None], x_BTD[:, :-1]], axis=1)
+run.defvjp(_scan_forward, _scan_backward)
 
 
 def _pack(a, x_BTD, segment_ids, reverse):
@@ -151,10 +144,6 @@ def _arrays(a, x, h0, segment_ids):
 
 def _choose(name, shape, dtype, platform):
   def why_not(backend):
-    if backend == "reference":
-      return None
-    if backend not in BACKENDS:
-      return "this build has no such kernel"
-    return BACKENDS[backend].why_not(shape, dtype, platform)
+    return None if backend == "reference" else BACKENDS[backend].why_not(shape, dtype, platform)
 
-  return choice.choose(name, platform, AUTO.get(platform, ("xla",)), why_not, {})
+  return choice.choose(name, platform, AUTO.get(platform, ("xla",)), why_not, UNMEASURED.get(platform, {}))

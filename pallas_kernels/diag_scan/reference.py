@@ -29,3 +29,10 @@ def run(a, x_BTD, h0_BD, reverse):
   tokens = (jnp.moveaxis(a, 1, 0), jnp.moveaxis(x_BTD, 1, 0))
   _, h_TBD = jax.lax.scan(step, h0_BD, tokens, reverse=reverse)
   return jnp.moveaxis(h_TBD, 0, 1)
+
+
+def before(x_BTD, fill_BD, reverse):
+  """x of the token processed before each, with `fill` at the first."""
+  if reverse:
+    return jnp.concatenate([x_BTD[:, 1:], fill_BD[:, None]], axis=1)
+  return jnp.concatenate([fill_BD[:, None], x_BTD[:, :-1]], axis=1)

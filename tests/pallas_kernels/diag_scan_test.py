@@ -8,7 +8,7 @@ import pytest
 from pallas_kernels.diag_scan import diag_scan, explain_backend
 from pallas_kernels.diag_scan import xla
 
-BACKENDS = ["xla"]
+BACKENDS = ["xla", "interpret"]
 KINDS = ["real", "complex", "constant", "constant_complex"]
 kinds = pytest.mark.parametrize("kind", KINDS)
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -22,6 +22,7 @@ def _loss(arrays, segment_ids=None, **options):
 
 
 loss_and_gradients = jax.jit(jax.value_and_grad(_loss, has_aux=True), static_argnames=("backend", "reverse"))
+scan = jax.jit(diag_scan, static_argnames=("backend", "reverse"))
 
 
 def _inputs(kind, seed=0, B=2, T=29, D=5):
@@ -49,12 +50,33 @@ def test_one_scan_backward_is_the_reference(backend, kind, reverse):
                loss_and_gradients(arrays, backend="reference", reverse=reverse))
 
 
+@pytest.mark.parametrize("kind, reverse, T, D", [
+    ("real", True, 1, 1), ("complex", False, 1, 7), ("constant", True, 1030, 3), ("complex", True, 521, 300),
+    ("real", False, 530, 600)])
+def test_blocks_of_tokens_and_channels_are_joined_whatever_their_number(kind, reverse, T, D):
+  arrays = _inputs(kind, seed=6, B=1, T=T, D=D)
+  _assert_same(loss_and_gradients(arrays, backend="interpret", reverse=reverse),
+               loss_and_gradients(arrays, backend="reference", reverse=reverse))
+
+
+@backends
+@pytest.mark.parametrize("kind, reverse", [("real", False), ("complex", True), ("constant", True)])
+def test_a_nan_is_not_felt_before_its_own_token(backend, kind, reverse):
+  a, x, h0 = _inputs(kind, seed=7)
+  clean = scan(a, x, h0=h0, backend=backend, reverse=reverse)[0]
+  x[:, 13] = np.nan
+  h = scan(a, x, h0=h0, backend=backend, reverse=reverse)[0]
+  before, after = (slice(14, None), slice(0, 14)) if reverse else (slice(0, 13), slice(13, None))
+  np.testing.assert_array_equal(h[:, before], clean[:, before])
+  assert np.isnan(h[:, after]).all()
+
+
 @kinds
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_associative_form_is_the_loop(kind, reverse):
   arrays = _inputs(kind, seed=1)
   got = jax.jit(xla.associative, static_argnums=3)(*arrays, reverse)
-  want = jax.jit(diag_scan, static_argnames="reverse")(*arrays[:2], h0=arrays[2], reverse=reverse)[0]
+  want = scan(*arrays[:2], h0=arrays[2], reverse=reverse)[0]
   np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
 
 
@@ -90,8 +112,8 @@ def test_packed_segments_are_separate_calls_and_padding_is_skipped(backend, kind
 def test_a_sequence_cut_in_two_is_the_whole_sequence(backend, kind):
   a, x, h0 = arrays = _inputs(kind, seed=3)
   part = lambda lo, hi: a if a.ndim == 1 else a[:, lo:hi]
-  first, middle = diag_scan(part(0, 11), x[:, :11], h0=h0, backend=backend)
-  second, last = diag_scan(part(11, 29), x[:, 11:], h0=middle, backend=backend)
+  first, middle = scan(part(0, 11), x[:, :11], h0=h0, backend=backend)
+  second, last = scan(part(11, 29), x[:, 11:], h0=middle, backend=backend)
   _, (h, whole_last) = loss_and_gradients(arrays, backend="reference")[0]
   np.testing.assert_allclose(np.concatenate([first, second], 1), h, rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(last, whole_last, rtol=1e-5, atol=1e-5)
@@ -123,7 +145,7 @@ def test_any_channel_axes_and_bfloat16_keep_shape_and_dtype():
     ("one of them must be complex", dict(h0=np.ones((2, 3), np.complex64))),
     ("must be an integer array", dict(segment_ids=np.ones((2, 7), np.float32))),
     ("backend='fast' must be", dict(backend="fast")),
-    ("backend='pallas_tpu' cannot run", dict(backend="pallas_tpu")),
+    ("backend='pallas_tpu' cannot run this call on cpu: it needs a TPU", dict(backend="pallas_tpu")),
 ])
 def test_misfits_are_refused_with_their_numbers(message, arguments):
   good = dict(a=np.ones((2, 7, 3), np.float32), x=np.ones((2, 7, 3), np.float32))
@@ -131,6 +153,16 @@ def test_misfits_are_refused_with_their_numbers(message, arguments):
     diag_scan(**(good | arguments))
 
 
-def test_the_choice_of_backend_is_explained():
-  choice = explain_backend(jax.ShapeDtypeStruct((2, 7, 3), np.float32), platform="cpu")
-  assert choice.name == "xla" and "cpu" in choice.reason
+def test_no_kernel_rounds_float64_unasked():
+  with jax.enable_x64(True):
+    a, x, _ = (y.astype(np.float64) for y in _inputs("real"))
+    with pytest.raises(ValueError, match="'interpret' cannot run.*complex64, float64 would lose digits"):
+      diag_scan(a, x, backend="interpret")
+    choice = explain_backend(x, platform="tpu")
+  assert choice.name == "xla" and "float64" in choice.refused["pallas_tpu"]
+
+
+@pytest.mark.parametrize("platform, name", [("cpu", "xla"), ("tpu", "pallas_tpu"), ("gpu", "xla")])
+def test_the_choice_of_backend_is_explained(platform, name):
+  choice = explain_backend(jax.ShapeDtypeStruct((2, 7, 3), jnp.bfloat16), platform=platform)
+  assert choice.name == name and platform in choice.reason

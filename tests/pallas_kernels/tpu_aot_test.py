@@ -18,6 +18,7 @@ import pytest
 
 from pallas_kernels import tpu_aot
 from pallas_kernels.chunk_recurrence.shapes import RULES
+from pallas_kernels.chunk_recurrence.tpu_layout import VMEM_BUDGET
 
 # Half an activation of SMALL. XLA's sums of scalar gates keep the gates and a C x C triangle: 147 kB on v5p.
 SMALL_CHANGE = 256 * 2**10
@@ -34,13 +35,19 @@ OPTIONS = {
     "recompute": dict(save_states="recompute"), "chunk 16": dict(chunk=16), "chunk 64": dict(chunk=64),
     "T 500": dict(T=500), "D64 one head": dict(D=64, H=1), "D64 float32": dict(D=64, dtype="float32"),
 }
+SCANS = ("real", "real constant", "complex", "complex constant")
+SCAN_SIZES = dict(B=1, T=1024, D=512)
+SCAN_PLANE = 4 * 1024 * 512  # bytes of one float32 plane of SCAN_SIZES
 # Activations are copied only where they do not fill tiles of 128 lanes and chunks of rows.
 PADDED = ("D96 padded", "T 500", "D64 one head")
 
 
 @functools.cache
 def _reports(topology, cases):
-  """{case: [forward, backward]} of (name, decay, delta, options) cases, from one compiling process."""
+  """{case: [forward, backward]} of (name, decay, delta, options) cases, from one compiling process.
+
+  A case with "scan" for its decay is the elementwise scan of the kind that it has for its delta.
+  """
   run = subprocess.run([sys.executable, __file__, topology, json.dumps(cases)], cwd=ROOT, text=True,
                        capture_output=True, check=False, timeout=900,
                        env=os.environ | tpu_aot.ENVIRONMENT | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)})
@@ -71,6 +78,31 @@ def test_a_kernel_compiles_for_each_generation_without_copies(topology, rule):
   _assert_lean(_reports(topology, (("plain", *rule, tuple(SMALL.items())),)))
 
 
+def _assert_scans_are_lean(topology, kinds, sizes, padded=False):
+  for kind, reports in _reports(topology, tuple((kind, "scan", kind, tuple(sizes.items())) for kind in kinds)).items():
+    for kernels, report in zip((1, 2), reports):
+      where = (kind, report)
+      assert report.kernels == kernels, where
+      assert 0 < report.vmem < VMEM_BUDGET, where
+      # The forward in front of a backward keeps its h; of complex a, x, h, and dh, both planes are split off.
+      planes = kernels - 1 if kind.startswith("real") else 4 + 2 * kernels
+      assert padded or not report.copies, where
+      assert padded or report.temporaries <= planes * SCAN_PLANE + SMALL_CHANGE, where
+
+
+@pytest.mark.parametrize("topology, kind", [("v5e", "complex"), ("v5p", "real"), ("v6e", "real constant")])
+def test_a_scan_and_its_gradients_compile_for_each_generation_without_copies(topology, kind):
+  _assert_scans_are_lean(topology, (kind,), SCAN_SIZES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", tpu_aot.TOPOLOGIES)
+def test_every_scan_compiles_for_every_generation(topology):
+  _assert_scans_are_lean(topology, SCANS, SCAN_SIZES)
+  for sizes in (dict(B=2, T=3, D=5), dict(T=1000, D=600, reverse=True), dict(T=4096, D=2560)):
+    _assert_scans_are_lean(topology, SCANS, sizes, padded=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", tpu_aot.TOPOLOGIES)
 def test_every_rule_compiles_for_every_generation_without_copies(topology):
@@ -89,6 +121,10 @@ def test_every_option_compiles_for_every_generation(topology, rule):
 def _main(topology, cases):
   out = {}
   for name, decay, delta, options in json.loads(cases):
+    if decay == "scan":
+      out[name] = [tpu_aot.report(tpu_aot.compile_scan(delta, topology, backward=backward, **dict(options)))
+                   for backward in (False, True)]
+      continue
     plan = tpu_aot.plan_of(decay, delta, **dict(options))
     out[name] = [tpu_aot.report(f(plan, topology)) for f in (tpu_aot.compile_forward, tpu_aot.compile_backward)]
   print(json.dumps(out))
