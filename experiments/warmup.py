@@ -1,7 +1,7 @@
 r"""Does a deep post-norm transformer need learning-rate warm-up, and a pre-norm one not?
 
-Twelve layers of softmax attention on multi-query recall, every arm at one peak learning
-rate, with a linear warm-up over a tenth of the steps or with none at all.
+Twelve layers of softmax attention on real text, byte by byte; every arm at one peak learning
+rate, with a linear warm-up over a quarter of the steps or with none at all.
 
     python -m research.verify warmup
     python -m research.run --config=experiments/warmup.py --config.model.placement=post
@@ -52,9 +52,9 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
 
   config.optim = ml_collections.ConfigDict()
   config.optim.name = "adamw"
-  config.optim.lr = 3e-3 if small else 1e-3
+  config.optim.lr = 1e-3
   config.optim.schedule = "cosine"
-  config.optim.warmup = {"smoke": 4, "cpu": 40, "paper": 4000}[preset]  # steps
+  config.optim.warmup = {"smoke": 10, "cpu": 100, "paper": 4000}[preset]  # steps
   config.optim.steps = {"smoke": 40, "cpu": 400, "paper": 40_000}[preset]
   config.optim.final = 0.05  # of lr
   config.optim.b2 = 0.98
