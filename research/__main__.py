@@ -2,6 +2,7 @@
 
 VERBS = {
     "research.run": "train, evaluate and sample one experiment; with no arguments, the main job",
+    "research.report": "one HTML page about runs and sweeps: curves with bands, tables, samples",
 }
 
 
