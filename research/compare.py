@@ -1,76 +1,105 @@
-"""The table of a sweep: every arm against one of them, paired over seeds."""
+"""Final metrics of arms under common seeds: means, and what each arm differs by from the first, paired by seed.
 
-import rich.console
-import rich.table
+A difference is given a word only if its 95 % interval excludes zero and its p value, corrected after Holm
+for the number of arms compared in that metric, is below 0.05.
+"""
 
-from research import manifest, statistics
-from research.errors import ConfigError, nearest, shown
+import math
+from typing import NamedTuple
 
-HIGHER = ("accuracy",)  # metrics of which more is better; of all others less is
+from research import statistics
+
+ALPHA = 0.05
+LOWER = ("loss", "perplexity", "error", "bits", "nll", "regret")
+HIGHER = ("accuracy", "correct", "reward", "score", "auc", "recall")
 
 
-def rows(results, seeds, metric: str, against: str) -> list[dict]:
-  """Returns one record per arm: mean, deviation and, against the other, the gain with its interval.
+class Mean(NamedTuple):
+  """Of one metric of one arm.
 
-  Raises:
-    ConfigError: no arm has the metric.
+  Attributes:
+    values: seed -> finite number.
+    mean: of them, nan if there are none.
+    interval: 95 % t interval, None of fewer than two.
   """
-  known = {m for found in results.values.values() for m in found}
-  if metric not in known:
-    raise ConfigError(f"--metric={shown(metric)}: no run has it; {nearest(metric, known)}")
-  sign = 1.0 if metric.endswith(HIGHER) else -1.0
-  found = []
-  for arm in seeds:
-    mine = results.values[arm].get(metric, {})
-    one = {"arm": arm, "n": len(mine), "missing": results.missing.get(arm, {}), "gain": None}
-    if mine:
-      one["mean"] = sum(mine.values()) / len(mine)
-    pairs = results.paired([arm, against], seeds[arm])
-    if arm != against and len(pairs) > 1:
-      gains = [sign * (results.values[arm][metric][s] - results.values[against][metric][s]) for s in pairs]
-      one["gain"] = statistics.summary(gains)
-    found.append(one)
-  compared = [one for one in found if one["gain"]]
-  for one, p in zip(compared, statistics.holm([one["gain"].p for one in compared])):
-    one["holm"] = p
-    # A word about one of several arms has to survive their number as well.
-    one["word"] = statistics.better_word(one["gain"].t) if p < 0.05 else "no difference seen"
+
+  values: dict[int, float]
+  mean: float
+  interval: tuple[float, float] | None
+
+
+class Difference(NamedTuple):
+  """Of one arm from another, paired by seed.
+
+  Attributes:
+    values: seed -> arm minus other.
+    mean: of them, nan if there are none.
+    interval: 95 % t interval, None of fewer than two pairs.
+    p: corrected after Holm, None where there is no interval.
+    word: what may be said of it.
+  """
+
+  values: dict[int, float]
+  mean: float
+  interval: tuple[float, float] | None
+  p: float | None
+  word: str
+
+
+def direction(metric: str, told: str = "") -> str:
+  """Returns "lower", "higher" or "": which values of a metric are wanted.
+
+  Args:
+    metric: its name.
+    told: what a claim says of it, which decides.
+  """
+  if told in ("lower", "higher"):
+    return told
+  words = metric.lower().replace("/", "_").split("_")
+  return "lower" if set(words) & set(LOWER) else "higher" if set(words) & set(HIGHER) else ""
+
+
+def means(values: dict[str, dict[int, float]]) -> dict[str, Mean]:
+  """Returns arm -> mean of arm -> seed -> number; numbers that are not finite are left out."""
+  found = {}
+  for arm, of_seed in values.items():
+    finite = {seed: value for seed, value in of_seed.items() if math.isfinite(value)}
+    mean = math.fsum(finite.values()) / len(finite) if finite else math.nan
+    interval = tuple(statistics.summary(list(finite.values())).t) if len(finite) > 1 else None
+    found[arm] = Mean(finite, mean, interval)
   return found
 
 
-def show(plan, results, metric: str, against: str) -> None:
-  """Prints the table, and writes it into summary.md of the sweep."""
-  found = rows(results, plan.seeds, metric, against)
-  lines = [f"| arm | seeds | {metric} | gain over {against} | 95 % interval | effect size | p (Holm) | |",
-           "|---|---|---|---|---|---|---|---|"]
-  table = rich.table.Table(box=None, pad_edge=False)
-  for column in ("arm", "seeds", metric, f"gain over {against}", "95 % interval", "effect size", "p (Holm)", ""):
-    table.add_column(column, justify="left" if column in ("arm", "") else "right")
-  for one in found:
-    cells = _cells(one, against)
-    table.add_row(*cells)
-    lines.append(f"| {' | '.join(cells)} |")
-  console = rich.console.Console(highlight=False, markup=False)
-  console.print(table, width=max(console.width, 110))
-  notes = [_advice(one, metric) for one in found if one.get("word") == "no difference seen"]
-  notes += [f"{one['arm']}: " + ", ".join(f"seed {s} {why}" for s, why in one["missing"].items())
-            for one in found if one["missing"]]
-  for note in notes:
-    print(note)
-  print(f"files in {plan.directory}")
-  text = "\n".join([f"# {plan.spec}", "", *lines, "", *(f"- {note}" for note in notes), ""])
-  manifest.write_atomically(plan.directory / "summary.md", text.encode())
+def differences(values: dict[str, dict[int, float]], against: str, wanted: str = "") -> dict[str, Difference]:
+  """Returns arm -> paired difference from the arm `against`, of all arms but that one.
+
+  Args:
+    values: arm -> seed -> number.
+    against: an arm.
+    wanted: of `direction`.
+  """
+  other, paired = values.get(against, {}), {}
+  for arm, of_seed in values.items():
+    if arm != against:
+      paired[arm] = {seed: value - other[seed] for seed, value in of_seed.items()
+                     if seed in other and math.isfinite(value - other[seed])}
+  summaries = {arm: statistics.summary(list(d.values())) for arm, d in paired.items() if len(d) > 1}
+  corrected = dict(zip(summaries, statistics.holm([s.p for s in summaries.values()])))
+  found = {}
+  for arm, of_seed in paired.items():
+    if arm in summaries:
+      summary = summaries[arm]
+      found[arm] = Difference(of_seed, summary.mean, tuple(summary.t), corrected[arm],
+                              word(summary.t, corrected[arm], wanted))
+    else:
+      mean = math.fsum(of_seed.values()) / len(of_seed) if of_seed else math.nan
+      found[arm] = Difference(of_seed, mean, None, None, f"{len(of_seed)} pair{'s' * (len(of_seed) != 1)}: no interval")
+  return found
 
 
-def _cells(one, against):
-  mean = f"{one['mean']:.4f}" if "mean" in one else "-"
-  if one["arm"] == against or one["gain"] is None:
-    return [one["arm"], str(one["n"]), mean, "", "", "", "", "" if one["arm"] != against else "reference"]
-  gain = one["gain"]
-  return [one["arm"], str(one["n"]), mean, f"{gain.mean:+.4f}", f"[{gain.t.low:+.4f}, {gain.t.high:+.4f}]",
-          f"{gain.effect:+.2f}", f"{one['holm']:.2g}", one["word"]]
-
-
-def _advice(one, metric):
-  gain = one["gain"]
-  return (f"{one['arm']}: {statistics.advice(gain, gain.mean, '')} of {metric}")
+def word(interval, p: float, wanted: str) -> str:
+  """Returns what may be said of a difference: "better" and "worse" where a direction is wanted, else its sign."""
+  if interval.low <= 0 <= interval.high or p >= ALPHA:
+    return "no difference seen"
+  side = "lower" if interval.high < 0 else "higher"
+  return ("better" if side == wanted else "worse") if wanted else side

@@ -11,7 +11,7 @@ import pathlib
 import sys
 
 from research import arms as arm_files
-from research import compare, exit_codes, flags, grid, plan, settings
+from research import exit_codes, flags, grid, plan, settings, sweep_table
 from research import config as configs
 from research.errors import ConfigError
 
@@ -52,7 +52,7 @@ def main(argv=None) -> int:
     for line in failed:
       print(f"failed: {line}", file=sys.stderr)
     if code == exit_codes.DONE:
-      compare.show(asked, plan.collect(asked), given.metric, _against(given, asked))
+      sweep_table.show(asked, plan.collect(asked), given.metric, _against(given, asked))
     return code or (exit_codes.CRASH if failed else exit_codes.DONE)
   except ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
