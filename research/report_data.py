@@ -133,9 +133,14 @@ def final_metrics(arms: list[Arm]) -> list[str]:
   return sorted(names, key=lambda name: (name != "eval/loss", not name.startswith("eval/"), name))
 
 
+def of_the_study(metrics: list[str], most: int) -> list[str]:
+  """Returns the first metrics that a study is about; what a layer shows has its own figure of profiles."""
+  return [metric for metric in metrics if not metric.startswith("depth/")][:most]
+
+
 def _sweep(directory, notes):
   asked = _json(directory / "sweep.json", dict, notes)
-  seeds = [seed for seed in _list(asked.get("seeds")) if isinstance(seed, int)]
+  of_arm = asked.get("seeds") if isinstance(asked.get("seeds"), dict) else {}
   arms = []
   for entry in _list(asked.get("arms")):
     name = entry.get("name") if isinstance(entry, dict) else None
@@ -144,7 +149,8 @@ def _sweep(directory, notes):
       notes.append(f"sweep.json has an arm without a proper name: {shown(name)}")
       continue
     overrides = entry.get("overrides")
-    arms.append(_arm(directory / "arms" / name, name, overrides if isinstance(overrides, dict) else {}, seeds, notes))
+    arms.append(_arm(directory / "arms" / name, name, overrides if isinstance(overrides, dict) else {},
+                     [seed for seed in _list(of_arm.get(name)) if isinstance(seed, int)], notes))
   if not arms:
     notes.append("sweep.json names no arms")
   verdicts = _json(directory / "verdict.json", list, notes) if (directory / "verdict.json").is_file() else []

@@ -53,7 +53,8 @@ def finals(study) -> Html:
   values, drawn = data.results(study).values, []
   order = [arm.name for arm in study.arms]
   metrics = data.final_metrics(study.arms)
-  for metric in metrics[:PANELS]:
+  shown = data.of_the_study(metrics, PANELS)
+  for metric in shown:
     of_arm = {arm: found.get(metric, {}) for arm, found in values.items()}
     means = compare.means(of_arm)
     apart = compare.differences(of_arm, study.against) if len(order) > 1 else {}
@@ -64,7 +65,7 @@ def finals(study) -> Html:
       rows = [(order.index(arm), arm, list(m.values.values()), m.mean, m.interval) for arm, m in found.items()]
       if any(row[2] for row in rows):
         drawn.append(panel(lambda axes: _dots(axes, rows, title, zero), _told(title, rows), height=height))
-  left = f" The other {len(metrics) - PANELS} metrics are in the table." if len(metrics) > PANELS else ""
+  left = f" The other {len(metrics) - len(shown)} metrics are in the table." if len(metrics) > len(shown) else ""
   return _figure(study, drawn, f"A mark per seed; above them the mean and its 95 % interval.{left}", key=False)
 
 

@@ -93,10 +93,11 @@ def finals(study) -> Html:
                        "p (Holm)", "that is"], rows, label=metric))
   if not made:
     return Html("")
-  rest, arms = made[SHOWN:], len(study.arms) - 1
+  open_ones = len(data.of_the_study(data.final_metrics(study.arms), SHOWN))
+  rest, arms = made[open_ones:], len(study.arms) - 1
   note = ("Intervals are Student's t. Differences are paired by seed; p is corrected after Holm over "
           f"{arms} arm{'s' * (arms > 1)} of a metric.")
-  return join([tag("p", note, class_="note"), *made[:SHOWN],
+  return join([tag("p", note, class_="note"), *made[:open_ones],
                tag("details", tag("summary", f"{len(rest)} more metrics"), *rest) if rest else ""])
 
 

@@ -8,7 +8,7 @@ import rich.table
 from research import compare, manifest, statistics
 from research.errors import ConfigError, nearest, shown
 
-WIDTH = 110  # of the table where there is no terminal
+WIDTH = 130  # of the table where there is no terminal
 
 
 def show(plan, results, metric: str, against: str) -> None:
@@ -22,7 +22,9 @@ def show(plan, results, metric: str, against: str) -> None:
     raise ConfigError(f"--metric={shown(metric)}: no run has it; {nearest(metric, known)}")
   values = {arm: results.values[arm].get(metric, {}) for arm in plan.names}
   heads, rows, notes = table(values, results.missing, metric, against)
-  grid = rich.table.Table(*heads, box=None, pad_edge=False)
+  grid = rich.table.Table(box=None, pad_edge=False)
+  for head in heads:
+    grid.add_column(head, no_wrap=True, justify="left" if head in ("arm", "") else "right")
   for row in rows:
     grid.add_row(*row)
   console = rich.console.Console(highlight=False, markup=False)

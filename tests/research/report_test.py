@@ -86,7 +86,7 @@ def write_sweep(at, losses, seeds=5, depth=0, samples="", **more):
     for seed, loss in enumerate(of_seed):
       write_run(at / "arms" / arm / f"seed_{seed}", seed, loss, depth=depth, samples=samples)
   (at / "sweep.json").write_text(json.dumps({
-      "config": "experiments/recall.py:cpu", "common": {}, "seeds": list(range(seeds)),
+      "config": "experiments/recall.py:cpu", "common": {}, "seeds": {arm: list(range(seeds)) for arm in losses},
       "arms": [{"name": arm, "overrides": {"model.width": 64 + i}, "config_id": "x"} for i, arm in enumerate(losses)],
       **more}))
 
