@@ -3,11 +3,12 @@
 import pathlib
 import re
 import shlex
+import textwrap
 
 import pytest
 
 from layers.placement import TABLE
-from research import build, flags, run
+from research import arms, build, flags, grid, run, sweep
 from research import config as configs
 from research import optim
 
@@ -25,6 +26,22 @@ def test_ci_runs_the_test_command_of_the_readme():
 def test_every_placement_is_in_the_table_of_the_readme():
   listed = re.findall(r"^\| `([a-z_]+)`", README, re.MULTILINE)
   assert sorted(listed) == sorted(TABLE)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m research.sweep")])
+def test_every_sweep_of_the_readme_has_arms(command):
+  given, common = flags.parse(sweep.parser(), shlex.split(command)[3:])
+  wanted = arms.named(grid.parse(given.vary)) if given.vary else arms.of_experiment(given.config)
+  assert len(arms.make(given.config, common, wanted)) > 1
+
+
+def test_the_claim_of_the_readme_can_be_added_to_any_experiment_file(tmp_path):
+  text = README[README.index("    from research.claims import Claim"):README.index("[research/results]")]
+  assert len([line for line in text.splitlines() if line.strip()]) < 10
+  file = tmp_path / "mine.py"
+  file.write_text((ROOT / "experiments" / "recall.py").read_text("utf-8") + "\n\n" + textwrap.dedent(text))
+  claim, = arms.claims_of(str(file))
+  assert claim.needs == ("pre", "post") and arms.make(str(file), {}, arms.of_experiment(str(file)))
 
 
 @pytest.mark.parametrize("command", RUNS)
