@@ -113,7 +113,7 @@ def _compare(seeds, outputs, directory):
 
 
 def train_models(name, program, seed, directory, outputs, *, log="jsonl", measure=None, progress=None,
-                 table=None, draw=True) -> int:
+                 table=None, drawn=10_000) -> int:
   """Trains one program, of one model or of a vmapped group, and writes what it leaves behind.
 
   Args:
@@ -126,7 +126,7 @@ def train_models(name, program, seed, directory, outputs, *, log="jsonl", measur
     measure: (program, state of one model) -> {metric: number}, added to final.json; or None.
     progress: shows where the run is; None makes a bar or lines.
     table: directory of model_table.csv, `directory` unless given.
-    draw: whether to leave a figure and a sample too.
+    drawn: how many of the models also leave figures and a sample.
   """
   config, task = program.config, program.task
   identity = _identity(program, seed)
@@ -156,7 +156,7 @@ def train_models(name, program, seed, directory, outputs, *, log="jsonl", measur
     state = jax.tree.map(lambda x: x[i], outcome.state) if program.seeds else outcome.state
     if measure is not None:
       final |= {k: float(v) for k, v in measure(program, state).items()}
-    lines = _leave_behind(name, program, state, out, final, baselines, unit, draw)
+    lines = _leave_behind(name, program, state, out, final, baselines, unit, draw=i < drawn)
     lines.append(f"{time.monotonic() - begun:.0f} s in this call, peak memory "
                  f"{monitor.peak_memory_gb():.2f} GB")
     _write(out, "summary.md", "\n".join([f"# {name}", "", *(f"- {line}" for line in lines), ""]))

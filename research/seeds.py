@@ -4,6 +4,7 @@ On an accelerator, or for tiny models, one vmapped step wastes less; on a CPU th
 models may only get in each other's way. `faster` times both for a few steps.
 """
 
+import statistics
 import time
 
 import jax
@@ -11,20 +12,20 @@ import jax.numpy as jnp
 
 from research import program as programs
 
-TIMED_STEPS = 3
+TIMED_STEPS, TIMED_S = 3, 0.25  # at least so many, and for so long
 
 
 def _seconds_per_step(program, seeds) -> float:
-  """Returns the fastest of a few steps, after one that compiles."""
+  """Returns the median of a few steps, after one that compiles."""
   state = program.init(seeds)
   batch = None if program.task.on_device else program.put_train(program.train_batch(seeds, 0))
   times = []
-  for _ in range(TIMED_STEPS + 1):
+  while len(times) <= TIMED_STEPS or sum(times[1:]) < TIMED_S:
     begun = time.perf_counter()
     state, _ = program.step(state, batch)
     jax.block_until_ready(state)
     times.append(time.perf_counter() - begun)
-  return min(times[1:])
+  return statistics.median(times[1:])
 
 
 def faster(config, seeds: tuple[int, ...], say):

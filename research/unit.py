@@ -104,7 +104,7 @@ def _models(unit, config, group, seed, directory, outputs, progress, measure):
   name = pathlib.Path(unit["config"].partition(":")[0]).stem
   return runs.train_models(name, _program(config, group), jnp.asarray(seed) if group else seed, directory, outputs,
                            measure=measure, progress=progress, table=pathlib.Path(unit["directory"]),
-                           draw=unit["seeds"][0] == 0)
+                           drawn=int(unit["seeds"][0] == 0))
 
 
 def _locked(directory, train):
