@@ -64,7 +64,7 @@ def show(asked, verdicts) -> None:
   for verdict in verdicts:
     table.add_row(verdict.verdict, verdict.claim.id, verdict.sentence, verdict.claim.paper_value)
   console = rich.console.Console(highlight=False, markup=False)
-  console.print(table, width=max(100, min(console.width, 160)))
+  console.print(table, width=min(max(console.width, 140), 180))
   print(f"figures in {asked.directory / 'figures'}")
 
 
