@@ -5,6 +5,7 @@ the other on all cores.
 """
 
 import concurrent.futures
+import importlib.util
 import json
 import os
 import queue
@@ -30,6 +31,16 @@ def shares(jobs: int, units: int) -> list[list[int]]:
   if n > len(cores):
     return [[] for _ in range(n)]  # more processes than cores: the system shares them out
   return [cores[i * len(cores) // n:(i + 1) * len(cores) // n] for i in range(n)]
+
+
+def accelerator() -> bool:
+  """Whether the processes that train will find one. Asked of a process of its own: whoever looks, holds it."""
+  if os.environ.get("JAX_PLATFORMS") == "cpu" or not importlib.util.find_spec("jax_plugins") and not (
+      importlib.util.find_spec("libtpu")):
+    return False
+  asked = subprocess.run([sys.executable, "-c", "import jax; print(jax.default_backend())"], capture_output=True,
+                         text=True, check=False)
+  return asked.returncode == 0 and asked.stdout.split()[-1:] != ["cpu"]
 
 
 class _Process:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from research import arms as arm_files
 from research import config as configs
 from research import exit_codes, manifest, results
-from research.errors import ConfigError
+from research.errors import ConfigError, shown
 
 # On a CPU only models narrower than this gain from seeds in one vmapped step: above it
 # 0.7 to 1.2x was measured on one core at widths 16 to 64, and one process per core gains more.
@@ -108,6 +108,20 @@ def _runs(seeds, size):
   return found
 
 
+def share(plan: Plan, part: str) -> Plan:
+  """Returns the I-th of N parts of a plan, "I/N": some seeds of each arm, all parts about equally many.
+
+  Raises:
+    ConfigError: not of that form, or I not from 1 to N.
+  """
+  i, slash, n = part.partition("/")
+  if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n) <= 10_000):
+    raise ConfigError(f"--units={shown(part)} must be I/N with I from 1 to N, as in 3/8 for the third of eight parts.")
+  pairs = [(arm, seed) for arm, seeds in plan.seeds.items() for seed in seeds]
+  mine = set(pairs[int(i) - 1::int(n)])
+  return plan._replace(seeds={arm: tuple(s for s in seeds if (arm, s) in mine) for arm, seeds in plan.seeds.items()})
+
+
 def execute(plan: Plan, *, jobs: int = 0, ray: str = "", resources: str = "CPU=1") -> tuple[int, list[str]]:
   """Trains what is missing; returns (exit code, one line per unit that failed).
 
@@ -121,9 +135,8 @@ def execute(plan: Plan, *, jobs: int = 0, ray: str = "", resources: str = "CPU=1
     from research import on_ray
     done = on_ray.run(left, ray, resources)
   else:
-    import jax
-    accelerator = jax.default_backend() != "cpu"
     from research import board, local
+    accelerator = local.accelerator()
     processes = 1 if accelerator else len(local.shares(jobs, sum(map(len, plan.seeds.values()))))
     left = units(plan, accelerator, processes)
     with board.Board(left) as shown:

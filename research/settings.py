@@ -7,12 +7,13 @@ import os
 import sys
 
 
-def prepare(*, fake_devices: int = 0, distributed: bool = False) -> None:
+def prepare(*, fake_devices: int = 0, distributed: bool = False, only_trace: bool = False) -> None:
   """Sets up jax; to be called before anything asks for a device.
 
   Args:
     fake_devices: splits the CPU into so many, 0 leaves the devices as they are.
     distributed: joins the other processes of a cluster.
+    only_trace: this process computes nothing, and leaves accelerators to its children.
   """
   if fake_devices:
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -22,6 +23,8 @@ def prepare(*, fake_devices: int = 0, distributed: bool = False) -> None:
   from absl import logging
   logging.set_verbosity(logging.ERROR)
   import jax
+  if only_trace:
+    jax.config.update("jax_platforms", "cpu")
   if distributed:
     jax.distributed.initialize()
   from research.data import cache

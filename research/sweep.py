@@ -30,6 +30,7 @@ def parser():
   add("--jobs", type=int, default=0, metavar="N", help="processes; default one per core, one on an accelerator")
   add("--ray", default="", metavar="auto|ADDRESS", help="run the units on a Ray cluster (extra: ray)")
   add("--resources", default="CPU=1", metavar="NAME=N,...", help="what one unit takes of a Ray cluster")
+  add("--units", default="", metavar="I/N", help="train only the I-th of N parts, as a task of a SLURM array does")
   add("--workdir", default="", help="directory of the sweep; default runs/<experiment>/sweep-<id>")
   add("--fresh", action="store_true", help="move an earlier sweep aside and start anew")
   add("--dry_run", action="store_true", help="print the arms and what is left to do, and stop")
@@ -48,10 +49,13 @@ def main(argv=None) -> int:
       return _show(asked)
     plan.write(asked, {"vary": given.vary, "match": given.match, "against": _against(given, asked),
                        "metric": given.metric})
-    code, failed = plan.execute(asked, jobs=given.jobs, ray=given.ray, resources=given.resources)
+    mine = plan.share(asked, given.units) if given.units else asked
+    code, failed = plan.execute(mine, jobs=given.jobs, ray=given.ray, resources=given.resources)
     for line in failed:
       print(f"failed: {line}", file=sys.stderr)
-    if code == exit_codes.DONE:
+    if code == exit_codes.DONE and given.units and (left := plan.units(asked, group=False)):
+      print(f"{len(left)} units are left for the other parts; without --units the same command then compares them.")
+    elif code == exit_codes.DONE:
       sweep_table.show(asked, plan.collect(asked), given.metric, _against(given, asked))
     return code or (exit_codes.CRASH if failed else exit_codes.DONE)
   except ConfigError as error:
@@ -90,7 +94,7 @@ def _matched(given, common, arms, directory):
     known = {arm["name"]: arm["overrides"] for arm in json.loads(record.read_text())["arms"]}
     if all(known.get(arm.name, {}).items() >= arm.overrides.items() for arm in arms):
       return arm_files.make(given.config, common, {arm.name: known[arm.name] for arm in arms})
-  settings.prepare()
+  settings.prepare(only_trace=True)
   from research import match
   return match.match(given.config, common, arms, given.match, lambda text: print(f"match: {text}", flush=True))
 

@@ -116,7 +116,7 @@ def _experiment(given, common, file, claims):
   plan.check_directory(asked)
   print(f"strata: {len(claims)} claim{'s' * (len(claims) > 1)} of {spec}, files in {asked.directory}", flush=True)
   if plan.units(asked, group=False):
-    settings.prepare()
+    settings.prepare(only_trace=True)
     from research import foresee
     foresee.check(asked, claims)
   plan.write(asked, {"claims": [claim.id for claim in claims]})
