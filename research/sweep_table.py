@@ -1,6 +1,7 @@
 """The table of a sweep: every arm against one of them, paired over seeds."""
 
 import math
+import sys
 
 import rich.console
 import rich.table
@@ -27,8 +28,8 @@ def show(plan, results, metric: str, against: str) -> None:
     grid.add_column(head, no_wrap=True, justify="left" if head in ("arm", "") else "right")
   for row in rows:
     grid.add_row(*row)
-  console = rich.console.Console(highlight=False, markup=False)
-  console.print(grid, width=max(console.width, WIDTH))
+  console = rich.console.Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDTH)
+  console.print(grid)
   for note in notes:
     print(note)
   print(f"files in {plan.directory}")

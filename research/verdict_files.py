@@ -9,6 +9,7 @@ import datetime
 import json
 import pathlib
 import shutil
+import sys
 
 import rich.console
 import rich.table
@@ -63,8 +64,8 @@ def show(asked, verdicts) -> None:
   table.add_column("paper", overflow="fold")
   for verdict in verdicts:
     table.add_row(verdict.verdict, verdict.claim.id, verdict.sentence, verdict.claim.paper_value)
-  console = rich.console.Console(highlight=False, markup=False)
-  console.print(table, width=min(max(console.width, 140), 180))
+  console = rich.console.Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140)
+  console.print(table)
   print(f"figures in {asked.directory / 'figures'}")
 
 
