@@ -47,11 +47,11 @@ def _draw(record, path):
 
 
 def _minutes(asked, verdict) -> float:
-  """Returns the minutes that the units of a claim took, one after the other."""
+  """Returns the minutes of one core that the units of a claim took, those of their host's threads on an accelerator."""
   total = 0.0
   for arm in verdict.claim.needs:
     for line in metrics.read(asked.directory / "arms" / arm / "units.jsonl"):
-      total += line["seconds"] * len(set(line["seeds"]) & set(verdict.seeds)) / len(line["seeds"])
+      total += line["cpu_seconds"] * len(set(line["seeds"]) & set(verdict.seeds)) / len(line["seeds"])
   return round(total / 60, 2)
 
 
