@@ -21,11 +21,17 @@ def page(records: list[dict]) -> str:
         record["paper_value"], str(len(record["seeds"])), f"{record['minutes']:g}", figure)) + " |")
   count = {word: sum(r["verdict"] == word for r in records) for word in ("HOLDS", "FAILS", "INCONCLUSIVE")}
   lines += ["", f"{len(records)} claims: " + ", ".join(f"{n} {word}" for word, n in count.items()) + ".", ""]
-  where = sorted({(r["experiment"], r["preset"], r["date"], r["environment"]["platform"], r["environment"]["python"],
+  where = sorted({(r["experiment"], r["preset"], r["date"], _machine(r["environment"]), r["environment"]["python"],
                    r["environment"]["jax"], r["environment"]["commit"][:10]) for r in records})
   lines += ["| experiment | preset | date | machine | Python | jax | commit |", "|---|---|---|---|---|---|---|",
             *("| " + " | ".join(map(_cell, row)) + " |" for row in where), ""]
   return "\n".join(lines)
+
+
+def _machine(environment) -> str:
+  device = environment["devices"][0] if environment["devices"] else "cpu"
+  cores = f"{environment['cpus']} cores of {environment.get('cpu', environment['platform'])}"
+  return cores if device == "cpu" else f"{len(environment['devices'])} x {device}, {cores}"
 
 
 def effect(record: dict) -> str:

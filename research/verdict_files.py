@@ -51,7 +51,7 @@ def _minutes(asked, verdict) -> float:
   total = 0.0
   for arm in verdict.claim.needs:
     for line in metrics.read(asked.directory / "arms" / arm / "units.jsonl"):
-      total += line["cpu_seconds"] * len(set(line["seeds"]) & set(verdict.seeds)) / len(line["seeds"])
+      total += line.get("cpu_seconds", line["seconds"]) * len(set(line["seeds"]) & set(verdict.seeds)) / len(line["seeds"])
   return round(total / 60, 2)
 
 
