@@ -94,7 +94,8 @@ def quantity(text: str, field: str, claim: str) -> Quantity:
   Raises:
     ConfigError: it is not a finite number followed by a unit.
   """
-  found = re.fullmatch(r"\s*([-+0-9.eE]+)\s*([^\s0-9.][^\n]{0,30})\s*", text if isinstance(text, str) else "")
+  # Possessive: a number without a unit must not give up its exponent as one.
+  found = re.fullmatch(r"\s*([-+0-9.eE]++)\s*([^\s0-9.][^\n]{0,30})", text if isinstance(text, str) else "")
   try:
     value = float(found[1]) if found else math.nan
   except ValueError:
