@@ -51,15 +51,12 @@ def judge(claim: claims.Claim, results: Results) -> Verdict:
   Raises:
     ConfigError: a metric that the runs do not have, or budgets that do not match.
   """
-  wanted = range(claim.seeds)
-  seeds = results.paired(claim.needs, wanted)
-  if claim.metric == "run/diverged":
-    seeds = [s for s in wanted if all(results.missing.get(arm, {}).get(s) != "not run" for arm in claim.needs)]
+  lost = _lost(claim, results)
+  seeds = [s for s in range(claim.seeds) if not any(s in of_arm for of_arm in lost.values())]
   values = {}
   if seeds:
     check_budgets(claim, results)
     values = {arm: dict(zip(seeds, results.of(arm, claim.metric, seeds))) for arm in claim.needs}
-  lost = {arm: results.missing[arm] for arm in claim.needs if results.missing.get(arm)}
   if bad := [f"{arm} seed {s}" for arm, of_seed in values.items() for s in seeds if not math.isfinite(of_seed[s])]:
     return Verdict(claim, INCONCLUSIVE, math.nan, None, "", f"{claim.metric} of {bad[0]} is not finite", None, [], {})
   least = 2 if claim.kind in ("difference", "monotone") else 1
@@ -72,6 +69,14 @@ def judge(claim: claims.Claim, results: Results) -> Verdict:
   if lost:
     sentence += f"; without {_lacking(lost, len(seeds), claim)}"
   return Verdict(claim, verdict, float(effect), interval, unit, sentence, summary, seeds, values)
+
+
+def _lost(claim, results) -> dict[str, dict[int, str]]:
+  """Returns arm -> seed -> why, of this claim's seeds that have no number; where divergence is counted it is one."""
+  counts = lambda why: why != "diverged" or claim.metric != "run/diverged"
+  found = {arm: {s: why for s, why in results.missing.get(arm, {}).items() if s < claim.seeds and counts(why)}
+           for arm in claim.needs}
+  return {arm: seeds for arm, seeds in found.items() if seeds}
 
 
 def check_budgets(claim, results) -> None:
@@ -97,7 +102,7 @@ def check_budgets(claim, results) -> None:
 
 
 def _lacking(lost, pairs, claim) -> str:
-  text = ", ".join(f"{arm} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} ({next(iter(seeds.values()))})"
+  text = ", ".join(f"{arm} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} ({', '.join(dict.fromkeys(seeds.values()))})"
                    for arm, seeds in lost.items())
   return f"{text or 'no runs'}: {pairs} of {claim.seeds} seeds have a result of every arm"
 
