@@ -177,7 +177,9 @@ def _ratio(claim, m_AS):
     values_S = np.log(m_AS[0] / m_AS[1])
     back, judged, what = np.exp, values_S - math.log(bound.value), "ratio"
   effect = float(back(np.mean(values_S)))
-  if np.ptp(values_S) <= 1e-12 * max(1.0, np.max(np.abs(values_S))):  # counted: the same in every seed
+  counted = claim.metric.startswith("count/") or len(values_S) > 1
+  # Counted is what comes out the same in every seed.
+  if counted and np.ptp(values_S) <= 1e-12 * max(1.0, np.max(np.abs(values_S))):
     verdict = HOLDS if _sign(claim) * judged[0] > 0 else FAILS
     return verdict, effect, None, bound.unit, f"{what} {effect:.4g}, bound {bound}", None
   if len(judged) < 2:
