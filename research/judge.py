@@ -115,7 +115,12 @@ def _sign(claim) -> float:
 def _gains(claim, margin, arm_S, against_S):
   """Returns the gain of one arm over another per seed, in percent of the other where the margin is."""
   gain_S = _sign(claim) * (arm_S - against_S)
-  return 100 * gain_S / np.abs(against_S) if margin.unit == "%" else gain_S
+  if margin.unit != "%":
+    return gain_S
+  if not np.all(against_S):
+    raise ConfigError(f"claim {claim.id}: {claim.metric} compared with is 0 in a run, of which nothing is a percentage; "
+                      "give the margin in the metric's unit.")
+  return 100 * gain_S / np.abs(against_S)
 
 
 def _difference(claim, m_AS):
