@@ -87,13 +87,13 @@ def check_budgets(claim, results) -> None:
   """
   if not claim.match:
     return
-  def budget(arm):
-    known = results.values[arm]
-    one = lambda metric: next(iter(known[metric].values()))
-    if claim.match == "tokens":
-      return one("count/tokens_per_step") * one("count/steps")
-    return one(BUDGETS[claim.match])
-  first, *others = claim.needs
+  metrics = ("count/tokens_per_step", "count/steps") if claim.match == "tokens" else (BUDGETS[claim.match],)
+  # An arm that diverged under every seed left no model table.
+  counted = [arm for arm in claim.needs if set(metrics) <= results.values[arm].keys()]
+  budget = lambda arm: math.prod(next(iter(results.values[arm][metric].values())) for metric in metrics)
+  if not counted:
+    return
+  first, *others = counted
   for arm in others:
     here, there = budget(first), budget(arm)
     if abs(here - there) > MATCHED * max(abs(here), abs(there)):
@@ -102,8 +102,8 @@ def check_budgets(claim, results) -> None:
 
 
 def _lacking(lost, pairs, claim) -> str:
-  text = ", ".join(f"{arm} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} ({', '.join(dict.fromkeys(seeds.values()))})"
-                   for arm, seeds in lost.items())
+  text = ", ".join(f"{arm} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} "
+                   f"({', '.join(dict.fromkeys(seeds.values()))})" for arm, seeds in lost.items())
   return f"{text or 'no runs'}: {pairs} of {claim.seeds} seeds have a result of every arm"
 
 
