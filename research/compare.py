@@ -1,5 +1,7 @@
 """The table of a sweep: every arm against one of them, paired over seeds."""
 
+import math
+
 import rich.console
 import rich.table
 
@@ -19,16 +21,18 @@ def rows(results, seeds, metric: str, against: str) -> list[dict]:
   if metric not in known:
     raise ConfigError(f"--metric={shown(metric)}: no run has it; {nearest(metric, known)}")
   sign = 1.0 if metric.endswith(HIGHER) else -1.0
+  numbers = {arm: results.values[arm].get(metric, {}) for arm in seeds}
+  finite = {arm: {s: x for s, x in of_arm.items() if math.isfinite(x)} for arm, of_arm in numbers.items()}
   found = []
   for arm in seeds:
-    mine = results.values[arm].get(metric, {})
-    one = {"arm": arm, "n": len(mine), "missing": results.missing.get(arm, {}), "gain": None}
+    mine = finite[arm]
+    lost = results.missing.get(arm, {}) | {s: f"{metric}={x}" for s, x in numbers[arm].items() if s not in mine}
+    one = {"arm": arm, "n": len(mine), "missing": lost, "gain": None}
     if mine:
       one["mean"] = sum(mine.values()) / len(mine)
-    pairs = results.paired([arm, against], seeds[arm])
+    pairs = [s for s in seeds[arm] if s in mine and s in finite[against]]
     if arm != against and len(pairs) > 1:
-      gains = [sign * (results.values[arm][metric][s] - results.values[against][metric][s]) for s in pairs]
-      one["gain"] = statistics.summary(gains)
+      one["gain"] = statistics.summary([sign * (mine[s] - finite[against][s]) for s in pairs])
     found.append(one)
   compared = [one for one in found if one["gain"]]
   for one, p in zip(compared, statistics.holm([one["gain"].p for one in compared])):
