@@ -5,6 +5,7 @@ last checkpoint. Needs the extra `ray`.
 """
 
 import importlib.util
+import math
 import os
 import pathlib
 
@@ -26,8 +27,8 @@ def resources_of(text: str) -> dict[str, float]:
     try:
       found[name.strip()] = float(amount)
     except ValueError:
-      raise ConfigError(f"--resources={shown(text)} must be NAME=NUMBER,..., as in CPU=1,GPU=1.") from None
-  if not found or min(found.values()) < 0:
+      found[name.strip()] = math.nan
+  if not found or not all(name and 0 <= amount < math.inf for name, amount in found.items()):
     raise ConfigError(f"--resources={shown(text)} must be NAME=NUMBER,..., as in CPU=1,GPU=1.")
   return found
 
