@@ -229,3 +229,87 @@ def test_units_in_pinned_processes_are_the_runs_of_one_core_bit_for_bit(tmp_path
   assert all(sorted(u["seeds"] for u in of_arm) == [[0], [1]] for of_arm in units.values())
   alone = _alone(tmp_path / "alone", "post", 1)
   assert json.loads((tmp_path / "sweep/arms/placement-post/seed_1/final.json").read_text()) == alone
+
+
+LONG = {"model.width": "32", "optim.steps": "60", "train.log_every": "1", "train.eval_every": "0", "train.save_every": "5"}
+
+
+def _worker():
+  core = min(os.sched_getaffinity(0))
+  return subprocess.Popen([sys.executable, "-W", "ignore", "-m", "research.worker", str(core)], cwd=ROOT, env=ENV, text=True,
+                          bufsize=1, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+
+def _send(worker, folder, seed, until=None):
+  """Gives the worker a unit; returns its first event that is its end or has come to a step."""
+  asked = {"config": toy.FILE, "overrides": LONG, "arm": "a", "seeds": [seed], "directory": str(folder / "arms/a"),
+           "steps": 60, "group": False}
+  worker.stdin.write(json.dumps(asked) + "\n")
+  return next(event for event in map(json.loads, worker.stdout) if "done" in event or until and event["step"] >= until)
+
+
+def test_a_killed_unit_goes_on_and_a_worker_leaves_with_its_sweep(tmp_path):
+  at = tmp_path / "sweep"
+  with _worker() as worker:
+    assert _send(worker, at, 0)["done"]["code"] == 0
+    first = _finals(at)
+    assert _send(worker, at, 1, until=20) == {"step": 20, "of": 60}
+    worker.kill()
+  assert _finals(at) == first
+  with _worker() as worker:
+    assert _send(worker, at, 1)["done"]["code"] == 0
+    assert _send(worker, tmp_path / "unbroken", 1)["done"]["code"] == 0
+    assert _send(worker, at, 2, until=20) == {"step": 20, "of": 60}
+    worker.stdin.close()  # what a killed sweep leaves behind
+    assert worker.wait(timeout=30) == 0
+  assert "continuing from step" in (at / "arms/a/log-seed_1.txt").read_text()
+  second = _finals(at)
+  assert set(second) == {"a/seed_0", "a/seed_1"} and second["a/seed_0"] == first["a/seed_0"]
+  assert second["a/seed_1"][0] == _finals(tmp_path / "unbroken")["a/seed_1"][0]
+  assert "stopped at step" in (at / "arms/a/log-seed_2.txt").read_text()
+  codes = [json.loads(line)["code"] for line in (at / "arms/a/units.jsonl").read_text().splitlines()]
+  assert codes == [0, 0, exit_codes.PREEMPTED]
+
+
+def _cut(folder, number, after):
+  """Runs the sweep until so many runs are finished and another is at work, then sends the signal; returns (code, workers)."""
+  long = [f"--config.{key}={value}" for key, value in LONG.items() if key != "optim.steps"]
+  child = subprocess.Popen(_command(folder, "--vary=model.placement=pre,post", "--seeds=0:3", "--config.optim.steps=300", *long),
+                           cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  at_work = lambda: any(path.stat().st_size for path in folder.glob("arms/*/seed_*/run.lock"))
+  while number and (len(_finals(folder)) < after or not at_work()) and child.poll() is None:
+    time.sleep(0.05)
+  workers = _children(child.pid) if child.poll() is None else []
+  if number:
+    child.send_signal(number)
+  return child.wait(timeout=300), workers
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_stopped_and_killed_goes_on_and_repeats_nothing(tmp_path):
+  at, kept = tmp_path / "sweep", {}
+  for number, after, code in ((signal.SIGTERM, 0, 42), (signal.SIGKILL, 1, -9), (signal.SIGTERM, 3, 42), (None, 6, 0)):
+    found, workers = _cut(at, number, after)
+    assert found == code and _gone(workers), (number, found)
+    finals = _finals(at)
+    assert finals.items() >= kept.items() and len(finals) >= after
+    kept = finals
+  assert len(kept) == 6
+  found, _ = _cut(tmp_path / "unbroken", None, 6)
+  assert found == 0 and {run: text for run, (text, _) in _finals(tmp_path / "unbroken").items()} == {
+      run: text for run, (text, _) in kept.items()}
+  units = [json.loads(line) for path in at.glob("arms/*/units.jsonl") for line in path.read_text().splitlines()]
+  assert sorted(u["seeds"][0] for u in units if u["code"] == 0) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.slow
+def test_a_signal_before_anything_trains_stops_the_sweep(tmp_path):
+  for wait in (1.0, 3.0, 5.0):
+    child = subprocess.Popen(_command(tmp_path / str(wait), *VARIED, "--config.optim.steps=100000"), cwd=ROOT, env=ENV,
+                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert "strata: sweep" in child.stdout.readline()
+    time.sleep(wait)
+    workers = _children(child.pid)
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=60)
+    assert child.returncode in (42, -signal.SIGTERM) and _gone(workers)
