@@ -274,7 +274,8 @@ def test_a_killed_unit_goes_on_and_a_worker_leaves_with_its_sweep(tmp_path):
 def _cut(folder, number, after):
   """Runs the sweep until so many runs are finished and another is at work, then sends the signal; returns (code, workers)."""
   long = [f"--config.{key}={value}" for key, value in LONG.items() if key != "optim.steps"]
-  child = subprocess.Popen(_command(folder, "--vary=model.placement=pre,post", "--seeds=0:3", "--config.optim.steps=300", *long),
+  child = subprocess.Popen(_command(folder, "--vary=model.placement=pre,post", "--seeds=0:3", *long, "--config.optim.steps=300",
+                                     "--config.train.save_every=50"),
                            cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
   at_work = lambda: any(path.stat().st_size for path in folder.glob("arms/*/seed_*/run.lock"))
   while number and (len(_finals(folder)) < after or not at_work()) and child.poll() is None:
