@@ -94,7 +94,8 @@ def quantity(text: str, field: str, claim: str) -> Quantity:
   Raises:
     ConfigError: it is not a finite number followed by a unit.
   """
-  found = re.fullmatch(r"\s*([-+0-9.eE]+)\s*([^\s0-9.][^\n]{0,30})\s*", text if isinstance(text, str) else "")
+  # Possessive: a number without a unit must not give up its exponent as one.
+  found = re.fullmatch(r"\s*([-+0-9.eE]++)\s*([^\s0-9.][^\n]{0,30})", text if isinstance(text, str) else "")
   try:
     value = float(found[1]) if found else math.nan
   except ValueError:
@@ -130,6 +131,8 @@ def check(claims, arms: dict) -> None:
     least = quantity(getattr(claim, needed), needed, claim.id)
     if least.value < 0 and claim.kind in ("difference", "monotone", "exact"):
       raise ConfigError(f"{at} {needed}={str(least)!r} must be at least 0.")
+    if least.value <= 0 and claim.kind == "ratio" and claim.arm:
+      raise ConfigError(f"{at} bound={str(least)!r} of a ratio must be above 0; equal arms have the ratio 1.")
     paired = claim.kind in ("difference", "monotone") or claim.kind == "ratio" and not _counted(claim)
     if claim.seeds < (2 if paired else 1):
       raise ConfigError(f"{at} seeds={claim.seeds} must be at least {2 if paired else 1}; "
@@ -151,8 +154,15 @@ def _check_arms(claim, arms, at):
     raise ConfigError(f"{at} kind={claim.kind!r} compares two arms: set against.")
   if claim.kind == "threshold" and claim.against:
     raise ConfigError(f"{at} a threshold is of one arm: leave out against.")
-  if series and claim.kind == "ratio" and (len(claim.scale) != len(claim.arms) or min(claim.scale) <= 0):
-    raise ConfigError(f"{at} a slope takes scale=(...), one positive number for each of its {len(claim.arms)} arms.")
+  slope = series and claim.kind == "ratio"
+  if slope and (len(claim.scale) != len(claim.arms) or not all(0 < s < math.inf for s in claim.scale)
+                or len(set(claim.scale)) < 2):
+    raise ConfigError(f"{at} a slope takes scale=(...), one positive number for each of its {len(claim.arms)} arms, "
+                      "not all the same.")
+  if claim.scale and not slope:
+    raise ConfigError(f"{at} scale is of a slope: kind='ratio' with arms=(...).")
+  if len(set(claim.needs)) < len(claim.needs):
+    raise ConfigError(f"{at} compares {', '.join(claim.needs)}; an arm is not compared with itself.")
   for arm in claim.needs:
     if arm not in arms:
       raise ConfigError(f"{at} there is no arm {shown(arm)}; {nearest(arm, arms)}")

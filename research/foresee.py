@@ -16,15 +16,17 @@ def check(plan, claims) -> None:
   """
   arms = {arm.name: arm for arm in plan.arms}
   module = configs.load_file(plan.spec.partition(":")[0])
-  known = None
+  known = {}  # arm -> names: a layer may sow numbers that the layers of other arms have not
   for claim in claims:
     if claim.match:
       check_budgets(claim, _budgets(claim, arms))
     if claim.metric.startswith("eval/") or not hasattr(module, "measure"):
-      known = known or _metrics(programs.make(arms[claim.needs[0]].config))
-      if claim.metric not in known and not claim.metric.startswith("depth/"):
-        raise ConfigError(f"claim {claim.id}: metric {shown(claim.metric)} is not what a run of {claim.needs[0]} has; "
-                          f"{nearest(claim.metric, known)}")
+      arm = claim.needs[0]
+      if arm not in known:
+        known[arm] = _metrics(programs.make(arms[arm].config))
+      if claim.metric not in known[arm] and not claim.metric.startswith("depth/"):
+        raise ConfigError(f"claim {claim.id}: metric {shown(claim.metric)} is not what a run of {arm} has; "
+                          f"{nearest(claim.metric, known[arm])}")
 
 
 def _metrics(program) -> set[str]:

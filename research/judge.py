@@ -51,15 +51,12 @@ def judge(claim: claims.Claim, results: Results) -> Verdict:
   Raises:
     ConfigError: a metric that the runs do not have, or budgets that do not match.
   """
-  wanted = range(claim.seeds)
-  seeds = results.paired(claim.needs, wanted)
-  if claim.metric == "run/diverged":
-    seeds = [s for s in wanted if all(results.missing.get(arm, {}).get(s) != "not run" for arm in claim.needs)]
+  lost = _lost(claim, results)
+  seeds = [s for s in range(claim.seeds) if not any(s in of_arm for of_arm in lost.values())]
   values = {}
   if seeds:
     check_budgets(claim, results)
     values = {arm: dict(zip(seeds, results.of(arm, claim.metric, seeds))) for arm in claim.needs}
-  lost = {arm: results.missing[arm] for arm in claim.needs if results.missing.get(arm)}
   if bad := [f"{arm} seed {s}" for arm, of_seed in values.items() for s in seeds if not math.isfinite(of_seed[s])]:
     return Verdict(claim, INCONCLUSIVE, math.nan, None, "", f"{claim.metric} of {bad[0]} is not finite", None, [], {})
   least = 2 if claim.kind in ("difference", "monotone") else 1
@@ -74,6 +71,14 @@ def judge(claim: claims.Claim, results: Results) -> Verdict:
   return Verdict(claim, verdict, float(effect), interval, unit, sentence, summary, seeds, values)
 
 
+def _lost(claim, results) -> dict[str, dict[int, str]]:
+  """Returns arm -> seed -> why, of this claim's seeds that have no number; where divergence is counted it is one."""
+  counts = lambda why: why != "diverged" or claim.metric != "run/diverged"
+  found = {arm: {s: why for s, why in results.missing.get(arm, {}).items() if s < claim.seeds and counts(why)}
+           for arm in claim.needs}
+  return {arm: seeds for arm, seeds in found.items() if seeds}
+
+
 def check_budgets(claim, results) -> None:
   """Refuses a comparison whose arms were to have one budget and do not.
 
@@ -82,13 +87,13 @@ def check_budgets(claim, results) -> None:
   """
   if not claim.match:
     return
-  def budget(arm):
-    known = results.values[arm]
-    one = lambda metric: next(iter(known[metric].values()))
-    if claim.match == "tokens":
-      return one("count/tokens_per_step") * one("count/steps")
-    return one(BUDGETS[claim.match])
-  first, *others = claim.needs
+  metrics = ("count/tokens_per_step", "count/steps") if claim.match == "tokens" else (BUDGETS[claim.match],)
+  # An arm that diverged under every seed left no model table.
+  counted = [arm for arm in claim.needs if set(metrics) <= results.values[arm].keys()]
+  budget = lambda arm: math.prod(next(iter(results.values[arm][metric].values())) for metric in metrics)
+  if not counted:
+    return
+  first, *others = counted
   for arm in others:
     here, there = budget(first), budget(arm)
     if abs(here - there) > MATCHED * max(abs(here), abs(there)):
@@ -97,8 +102,8 @@ def check_budgets(claim, results) -> None:
 
 
 def _lacking(lost, pairs, claim) -> str:
-  text = ", ".join(f"{arm} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} ({next(iter(seeds.values()))})"
-                   for arm, seeds in lost.items())
+  text = ", ".join(f"{arm} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} "
+                   f"({', '.join(dict.fromkeys(seeds.values()))})" for arm, seeds in lost.items())
   return f"{text or 'no runs'}: {pairs} of {claim.seeds} seeds have a result of every arm"
 
 
@@ -110,7 +115,12 @@ def _sign(claim) -> float:
 def _gains(claim, margin, arm_S, against_S):
   """Returns the gain of one arm over another per seed, in percent of the other where the margin is."""
   gain_S = _sign(claim) * (arm_S - against_S)
-  return 100 * gain_S / np.abs(against_S) if margin.unit == "%" else gain_S
+  if margin.unit != "%":
+    return gain_S
+  if not np.all(against_S):
+    raise ConfigError(f"claim {claim.id}: {claim.metric} compared with is 0 in a run, of which nothing is a percentage; "
+                      "give the margin in the metric's unit.")
+  return 100 * gain_S / np.abs(against_S)
 
 
 def _difference(claim, m_AS):
@@ -172,7 +182,9 @@ def _ratio(claim, m_AS):
     values_S = np.log(m_AS[0] / m_AS[1])
     back, judged, what = np.exp, values_S - math.log(bound.value), "ratio"
   effect = float(back(np.mean(values_S)))
-  if np.ptp(values_S) <= 1e-12 * max(1.0, np.max(np.abs(values_S))):  # counted: the same in every seed
+  counted = claim.metric.startswith("count/") or len(values_S) > 1
+  # Counted is what comes out the same in every seed.
+  if counted and np.ptp(values_S) <= 1e-12 * max(1.0, np.max(np.abs(values_S))):
     verdict = HOLDS if _sign(claim) * judged[0] > 0 else FAILS
     return verdict, effect, None, bound.unit, f"{what} {effect:.4g}, bound {bound}", None
   if len(judged) < 2:

@@ -17,6 +17,7 @@ import threading
 from research import exit_codes
 
 TRIES = 2  # a process that dies (out of memory, say) takes its unit down this often
+STOPPED = {"code": exit_codes.PREEMPTED, "seconds": 0.0, "why": "stopped"}
 
 
 def shares(jobs: int, units: int) -> list[list[int]]:
@@ -49,14 +50,18 @@ class _Process:
   def __init__(self, cores):
     self._cores, self._child = cores, None
 
-  def run(self, unit, heard) -> dict:
+  def run(self, unit, heard, stopping) -> dict:
     """Returns what the unit came to; `heard(step)` is called while it trains."""
     for _ in range(TRIES):
+      if stopping.is_set():
+        return STOPPED
       if self._child is None:
         # A session of its own: Ctrl-C reaches the sweep, which passes it on once.
         self._child = subprocess.Popen(
             [sys.executable, "-m", "research.worker", ",".join(map(str, self._cores))], text=True, bufsize=1,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        if stopping.is_set():  # `signal` came while there was no child to pass it to
+          self.signal(signal.SIGTERM)
       try:
         self._child.stdin.write(json.dumps(unit) + "\n")
         for line in self._child.stdout:
@@ -68,7 +73,9 @@ class _Process:
         pass
       code = self._child.wait()
       self._child = None
-    return {"code": exit_codes.CRASH, "seconds": 0.0, "why": f"its process died {TRIES} times, last with code {code}"}
+    # A signal that finds a process before it trains has nothing to save, and ends it.
+    return STOPPED if stopping.is_set() else {
+        "code": exit_codes.CRASH, "seconds": 0.0, "why": f"its process died {TRIES} times, last with code {code}"}
 
   def signal(self, number):
     if self._child is not None and self._child.poll() is None:
@@ -97,10 +104,9 @@ def run(units: list[dict], jobs: int, board) -> list[dict]:
   def one(i):
     process = idle.get()
     try:
-      if stopping.is_set():
-        return {"code": exit_codes.PREEMPTED, "seconds": 0.0, "why": "stopped"}
-      done = process.run(units[i], lambda step: board.step(i, step))
-      board.done(i, done)
+      done = process.run(units[i], lambda step: board.step(i, step), stopping)
+      if done is not STOPPED:
+        board.done(i, done)
       return done
     finally:
       idle.put(process)

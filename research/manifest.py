@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import re
+import secrets
 import stat
 
 MAX_BYTES = 32 << 20
@@ -51,7 +52,8 @@ def fsync_folder(path):
 def write_atomically(path, data: bytes):
   """Replaces a file so that a reader, or a power cut, sees all of the old one or all of the new one."""
   path = pathlib.Path(path)
-  temporary = path.with_name(path.name + ".tmp")
+  # Of its own: two processes may write the same file, and neither may rename the other's away.
+  temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
   with open(temporary, "wb") as file:
     file.write(data)
     file.flush()

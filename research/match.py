@@ -35,11 +35,16 @@ def match(spec: str, common: dict, arms: list[Arm], asked: str, say) -> list[Arm
                       "as in flops:model.channel.hidden.")
   key = key or ("optim.steps" if budget == "tokens" else "model.width")
   target = _cost(arms[0].config, budget)
+  if not target:
+    raise ConfigError(f"--match={budget}: arm {arms[0].name} has none; match another of {', '.join(BUDGETS)}.")
   say(f"{arms[0].name}: {target:,.0f} {budget}, what the others are matched to")
   return [arms[0], *(_matched(spec, common, arm, budget, key, target, say) for arm in arms[1:])]
 
 
 def _matched(spec, common, arm, budget, key, target, say):
+  if key in arm.overrides:
+    raise ConfigError(f"--match: config.{key} is what arm {arm.name} varies; match by another field, as in "
+                      f"--match={budget}:KEY.")
   def with_value(value):
     config = config_of(spec, {**common, **arm.overrides, key: value})
     return config, _cost(config, budget)
@@ -50,7 +55,10 @@ def _matched(spec, common, arm, budget, key, target, say):
     return arm
   start = _leaf(arm.config, key)
   grain = 1 if key == "optim.steps" else GRAIN
-  value = _search(lambda v: _try(with_value, v), start, target, grain, arm.name, key)
+  if (budget, key) == ("tokens", "optim.steps"):
+    value = max(1, round(start * target / now))
+  else:
+    value = _search(lambda v: _try(with_value, v), start, target, grain, arm.name, key)
   config, cost = with_value(value)
   if abs(cost / target - 1) > TOLERANCE:
     raise ConfigError(f"--match: arm {arm.name} has {cost:,.0f} {budget} at config.{key}={value}, the nearest to "

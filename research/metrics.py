@@ -11,7 +11,6 @@ import os
 import pathlib
 
 from absl import logging
-import jax
 import numpy as np
 
 from research import manifest
@@ -34,6 +33,7 @@ class MetricsFile:
   """
 
   def __init__(self, path, resume_step: int | None):
+    import jax  # half a second that readers of metrics need not spend
     self._path = pathlib.Path(path)
     self._backlog = b""
     self._failed = False
@@ -105,7 +105,7 @@ def _plain(value):
     return {str(key): _plain(item) for key, item in value.items()}
   if isinstance(value, (list, tuple)):
     return [_plain(item) for item in value]
-  if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+  if hasattr(value, "__array__"):  # of numpy or of jax
     return _plain(np.asarray(value).tolist())
   if isinstance(value, float) and not math.isfinite(value):
     return str(value)

@@ -5,8 +5,10 @@ last checkpoint. Needs the extra `ray`.
 """
 
 import importlib.util
+import math
 import os
 import pathlib
+import socket
 
 from research import board, exit_codes, find
 from research.errors import ConfigError, shown
@@ -26,8 +28,8 @@ def resources_of(text: str) -> dict[str, float]:
     try:
       found[name.strip()] = float(amount)
     except ValueError:
-      raise ConfigError(f"--resources={shown(text)} must be NAME=NUMBER,..., as in CPU=1,GPU=1.") from None
-  if not found or min(found.values()) < 0:
+      found[name.strip()] = math.nan
+  if not found or not all(name and 0 <= amount < math.inf for name, amount in found.items()):
     raise ConfigError(f"--resources={shown(text)} must be NAME=NUMBER,..., as in CPU=1,GPU=1.")
   return found
 
@@ -46,14 +48,22 @@ def run(units: list[dict], address: str, resources: str) -> list[dict]:
   asked = resources_of(resources)
   ray = _ray()
   try:
+    _knock(address)
     ray.init(address=address, logging_level="error", log_to_driver=False, runtime_env={"env_vars": _environment(asked)})
-  except (ConnectionError, RuntimeError, ValueError) as error:
+  except (OSError, OverflowError, RuntimeError, ValueError) as error:
     raise ConfigError(f"--ray={shown(address)}: no cluster answers ({str(error).splitlines()[0][:120]}); start one by "
                       "`ray start --head`, or use --jobs=N on this machine.") from error
   try:
     return _all(ray, units, asked)
   finally:
     ray.shutdown()
+
+
+def _knock(address):
+  """Raises OSError if nobody listens at HOST:PORT, which Ray itself would try for a quarter of an hour."""
+  host, colon, port = address.rpartition("://")[2].rpartition(":")
+  if colon and port.isdecimal():
+    socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _ray():

@@ -43,6 +43,10 @@ class Results(NamedTuple):
     known = self.values.get(arm, {})
     if metric not in known:
       raise ConfigError(f"metric {shown(metric)}: arm {arm} has no such number; {nearest(metric, known)}")
+    without = [seed for seed in seeds if seed not in known[metric]]
+    if without:
+      raise ConfigError(f"metric {shown(metric)}: arm {arm} has it, but not under seed {without[0]}, which was run "
+                        "before it was measured; --fresh runs all anew.")
     return [known[metric][seed] for seed in seeds]
 
   def paired(self, arms, seeds) -> list[int]:

@@ -80,7 +80,8 @@ def remove(root, step: int):
   shutil.rmtree(root / str(step), ignore_errors=True)
   _remove_temporary(root, step)
   with contextlib.suppress(OSError):  # the save that failed on this disk has reported it
-    (root / f"{step}.json.tmp").unlink(missing_ok=True)
+    for left in root.glob(f"{step}.json.*.tmp"):
+      left.unlink(missing_ok=True)
     _marker(root, step).unlink(missing_ok=True)
 
 

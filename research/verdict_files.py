@@ -11,17 +11,15 @@ import pathlib
 import shutil
 import sys
 
-import rich.console
-import rich.table
-
-from research import find, judge, manifest, metrics, plan
+from research import find, manifest, metrics, plan
 from research.errors import ConfigError
 
 RECORDS = find.ROOT / "research" / "results"
 
 
-def judged(asked: plan.Plan, claims) -> list[judge.Verdict]:
-  """Returns the verdicts, and writes verdict.json, results.csv, figures and summary.md."""
+def judged(asked: plan.Plan, claims) -> list:
+  """Returns the judge.Verdicts, and writes verdict.json, results.csv, figures and summary.md."""
+  from research import judge  # scipy's statistics take a second; a list of claims needs none
   found = plan.collect(asked)
   verdicts = [judge.judge(claim, found) for claim in claims]
   file = asked.directory / "verdict.json"
@@ -57,6 +55,8 @@ def _minutes(asked, verdict) -> float:
 
 def show(asked, verdicts) -> None:
   """Prints the table of verdicts."""
+  import rich.console
+  import rich.table
   table = rich.table.Table(box=None, pad_edge=False, show_lines=False)
   table.add_column("verdict", style="bold", no_wrap=True)
   table.add_column("claim", overflow="fold")
@@ -94,7 +94,7 @@ def record(asked, verdicts, preset: str) -> None:
   manifest.write_atomically(file, (json.dumps([records[k] for k in sorted(records)], indent=2) + "\n").encode())
   from research import scoreboard
   manifest.write_atomically(RECORDS / "README.md", scoreboard.page(recorded()).encode())
-  print(f"recorded in {folder.relative_to(find.ROOT)}")
+  print(f"recorded in {folder}")
 
 
 def recorded() -> list[dict]:
