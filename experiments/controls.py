@@ -4,7 +4,7 @@ Running parity with a model of width 16, where the answers are known beforehand.
 
     python -m research.verify controls
 
-cpu: 2 cores, not measured
+cpu: 2 cores, 1 minute on a busy machine: one FAILS, one INCONCLUSIVE, as they must
 smoke: 2 cores, not measured
 """
 

@@ -7,7 +7,7 @@ all arms have the same number of parameters.
     python -m research.verify hybrid
     python -m research.sweep --config=hybrid --match=parameters:model.channel.hidden --dry_run
 
-cpu: 2 cores, not measured
+cpu: 2 cores, 5 minutes for its claim on a busy machine: INCONCLUSIVE at 5 seeds
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """

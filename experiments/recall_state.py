@@ -9,7 +9,7 @@ plain_64 has the largest state and no convolutions.
     python -m research.verify recall_state
     python -m research.sweep --config=recall_state --seeds=0:5 --metric=eval/accuracy
 
-cpu: 2 cores, not measured
+cpu: 2 cores, 8 minutes for its claims on a busy machine: 1 HOLDS, 3 INCONCLUSIVE
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """

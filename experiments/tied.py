@@ -6,7 +6,7 @@ softmax attention. What tying saves is spent on wider channel mixers.
     python -m research.verify tied
     python -m research.sweep --config=tied --match=parameters:model.channel.hidden --dry_run
 
-cpu: 2 cores, not measured
+cpu: 2 cores, 6 minutes for its claim on a busy machine: FAILS
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """

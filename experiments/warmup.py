@@ -6,7 +6,7 @@ rate, with a linear warm-up over a quarter of the steps or with none at all.
     python -m research.verify warmup
     python -m research.run --config=experiments/warmup.py --config.model.placement=post
 
-cpu: 2 cores, not measured
+cpu: 2 cores, 9 minutes for its claims on a busy machine: both HOLD
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """
