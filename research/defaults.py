@@ -18,6 +18,7 @@ DEFAULTS = {
     "train": dict(
         log_every=10,  # steps between lines of metrics.jsonl
         eval_every=0,  # steps; 0 evaluates only at the end
+        lengths=(1,),  # factors on the tokens of a synthetic task, for the last evaluation
         eval_batches=16,  # in the evaluations on the way; the last one reads all
         save_every=200,  # steps
         diagnostics=False,  # with every evaluation a line of depth.jsonl: research/diagnostics.py

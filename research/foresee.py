@@ -31,7 +31,8 @@ def check(plan, claims) -> None:
 
 def _metrics(program) -> set[str]:
   """Returns the names in final.json of a run, in its model table and its times."""
-  return ({f"eval/{name}" for name in program.abstract.sums if name not in OWN}
+  evaluated = [f"eval/{name}" for name in program.abstract.sums if name not in OWN]
+  return ({*evaluated, *(f"{name}_at_{n}x" for name in evaluated for n in program.config.train.lengths)}
           | set(results.COUNTED.values()) | set(results.MEASURED))
 
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from research import build, count, diagnostics, initialize, optim, sample, sharding
+from research import build, count, diagnostics, initialize, lengths, optim, sample, sharding
 from research import state as states
 from research import step as steps
 from research.errors import ConfigError, shown
@@ -105,6 +105,8 @@ class Program(NamedTuple):
 def check_train(train) -> None:
   """Refuses a setting of `config.train` that counts nothing."""
   for k, value in train.items():
+    if k == "lengths":
+      continue
     least = 1 if k in ("log_every", "keep", "nan_patience", "save_every") else 0
     if not least <= value < 2**31:
       raise ConfigError(f"config.train.{k}={shown(value)} must be at least {least}, and below 2**31.")
@@ -124,6 +126,7 @@ def make(config, *, seeds: int = 0) -> Program:
   initialize.check(config.init)
   sample.check(config.sample, config.model.get("max_positions", 0))
   optimizer, accumulate = optim.optimizer_of(config.optim), config.optim.accumulate
+  lengths.check(config, task)
   mesh = sharding.mesh_of(config)
   sharding.check_batch(mesh, config.task.batch_size, accumulate)
   if not 0 <= config.seed < 2**31:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from research import diagnostics, exit_codes, monitor, sharding
+from research import diagnostics, exit_codes, lengths, monitor, sharding
 from research.checkpoint import Checkpoints, params_sha256
 from research.data.prefetch import stream
 from research.interrupt import Interrupt
@@ -94,7 +94,8 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
       if step == total or (every and step % every == 0):
         begun = time.monotonic()
         limit = 0 if step == total else settings.eval_batches
-        evaluated = _per_model({"step": step, **program.evaluated(state, limit)}, len(files))
+        longer = lengths.evaluated(program, state) if step == total else {}
+        evaluated = _per_model({"step": step, **program.evaluated(state, limit), **longer}, len(files))
         _write(files, evaluated, dashboard)
         profiled = diagnostics.records(program, profile, state, step) if profile else []
         _write(depth_files, profiled, None)
@@ -115,7 +116,8 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
       return _diverged(program, state, directory, say)
 
   if evaluated is None:  # the run was cut between its last save and its end
-    evaluated = _per_model({"step": total, **program.evaluated(state, 0)}, len(files))
+    evaluated = _per_model({"step": total, **program.evaluated(state, 0), **lengths.evaluated(program, state)},
+                           len(files))
     profiled = diagnostics.records(program, profile, state, total) if profile else []
   evaluated = [e | diagnostics.summary(p) for e, p in zip(evaluated, profiled)] or evaluated
   finals = _finals(program, state, evaluated, recompiled)
