@@ -25,7 +25,7 @@ def check(conv: int):
                      "the convolution is a short one.")
 
 
-def init_state(batch: int, conv: int, dtype, **widths):
+def init_state(batch: int, conv: int, dtype, widths: dict[str, int]):
   """Returns {name: the conv - 1 zero inputs before the first}; {} without convolution."""
   if not conv:
     return {}

@@ -56,7 +56,7 @@ class GatedDeltaNet(nn.Module):
     """Returns the empty memory S_BHKV and, with convolutions, the inputs before the first."""
     H, K, V = self.heads, self.key_dim, self.value_dim
     G = self.groups or H
-    past = conv_heads.init_state(batch, self.conv, self.dtype, query=G * K, key=G * K, value=H * V)
+    past = conv_heads.init_state(batch, self.conv, self.dtype, dict(query=G * K, key=G * K, value=H * V))
     return dict(past, S_BHKV=jnp.zeros((batch, H, K, V), jnp.float32))
 
   @nn.compact

@@ -52,7 +52,7 @@ class GLA(nn.Module):
   def init_state(self, batch: int):
     """Returns the empty memory S_BHKV and, with convolutions, the inputs before the first."""
     H, K, V = self.heads, self.key_dim, self.value_dim
-    past = conv_heads.init_state(batch, self.conv, self.dtype, query=H * K, key=H * K, value=H * V)
+    past = conv_heads.init_state(batch, self.conv, self.dtype, dict(query=H * K, key=H * K, value=H * V))
     return dict(past, S_BHKV=jnp.zeros((batch, H, K, V), jnp.float32))
 
   @nn.compact
