@@ -23,7 +23,8 @@ from layers.l2_norm import l2_norm
 from layers.norms.rms_norm import RMSNorm
 from pallas_kernels.chunk_recurrence import chunk_recurrence
 
-# Dims: B batch, T tokens, N factors per token, S = N T, H heads, K key width, V value width, D model, F features.
+# Dims: B batch, T tokens, N factors per token, S = N T, H heads, M = N H, K key width, V value width,
+# D model, F features.
 
 
 def interleave(q_BTHK, k_BTMK, v_BTMV, log_a_BTH, beta_BTM, segment_ids_BT, factors: int):
@@ -80,9 +81,8 @@ class DeltaProduct(nn.Module):
   @nn.compact
   def __call__(self, x_BTD, state=None, segment_ids=None):
     conv_heads.check(self.conv)
-    if not 1 <= self.householder <= self.key_dim:
-      raise ValueError(f"householder={self.householder} must lie between 1 and key_dim={self.key_dim}; "
-                       "more factors make no map that so many cannot.")
+    if self.householder < 1:
+      raise ValueError(f"householder={self.householder} factors must be at least 1; with 1 this is GatedDeltaNet.")
     N, M, past = self.householder, self.householder * self.heads, state or {}
 
     def project(name, heads, width):

@@ -83,8 +83,8 @@ def test_two_reflections_turn_a_plane_by_twice_the_angle_between_their_keys():
   assert by_hand.error(run({"params": params}, x, state)[1]["S_BHKV"], state["S_BHKV"]) < 1e-5
 
 
-@pytest.mark.parametrize("householder", [0, 33])
-def test_a_number_of_factors_out_of_range_is_refused(householder):
+@pytest.mark.parametrize("householder", [0, -2])
+def test_less_than_one_factor_is_refused(householder):
   layer = DeltaProduct(householder=householder)
-  with pytest.raises(ValueError, match=f"householder={householder} must lie between 1 and key_dim=32"):
+  with pytest.raises(ValueError, match=f"householder={householder} factors must be at least 1"):
     jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros((1, 2, 3)))
