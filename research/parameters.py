@@ -21,6 +21,7 @@ AXES = {
     ("gate", 3): "embed -> heads channels",
     ("out", 3): "heads channels -> embed",
     ("decay", 2): "embed -> heads",
+    ("beta", 2): "embed -> heads",
     ("up", 2): "embed -> hidden",
     ("gate", 2): "embed -> hidden",
     ("down", 2): "hidden -> embed",

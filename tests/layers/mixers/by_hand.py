@@ -1,0 +1,82 @@
+"""What the mixers are made of, in float64 numpy and token by token, written apart from the layers."""
+
+import jax
+import numpy as np
+
+
+def wide(tree):
+  return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
+
+
+def sigmoid(z):
+  return 1 / (1 + np.exp(-z))
+
+
+def silu(z):
+  return z * sigmoid(z)
+
+
+def softplus(z):
+  return np.logaddexp(0, z)
+
+
+def unit(x):
+  return x / np.sqrt(np.sum(x * x, -1, keepdims=True) + 1e-6)
+
+
+def rms(x, scale, eps):
+  return scale * x / np.sqrt(np.mean(x * x, -1, keepdims=True) + eps)
+
+
+def heads(y, count):
+  return y.reshape(*y.shape[:2], count, -1)
+
+
+def convolve(y, filters, past):
+  """Returns (the causal convolution, its inputs for the next tokens)."""
+  line, W = np.concatenate([past, y], 1), len(filters)
+  out = np.zeros_like(y)
+  for t in range(y.shape[1]):
+    for w in range(W):
+      out[:, t] += filters[w] * line[:, W - 1 + t - w]
+  return out, line[:, y.shape[1]:]
+
+
+def project(p, name, x, state, count, activation=silu):
+  """Returns (heads of the projection, {name: past} or {} where there is no convolution)."""
+  y, final = x @ p[name]["kernel"], {}
+  if f"{name}_conv" in p:
+    y, final[name] = convolve(y, p[f"{name}_conv"]["filter"], state[name])
+  return heads(activation(y), count), final
+
+
+def recurrence(q, k, v, S, log_a=None, beta=None, scale=None):
+  """Returns (y, final S); log_a is [B,T,H] or [B,T,H,K], beta None adds instead of correcting."""
+  y = np.zeros((*q.shape[:3], v.shape[-1]))
+  for t in range(q.shape[1]):
+    if log_a is not None:
+      a = np.exp(log_a[:, t])
+      S = S * (a[..., None, None] if a.ndim == 2 else a[..., None])
+    write = v[:, t]
+    if beta is not None:
+      write = beta[:, t, :, None] * (write - np.einsum("bhkv,bhk->bhv", S, k[:, t]))
+    S = S + k[:, t, :, :, None] * write[:, :, None, :]
+    y[:, t] = np.einsum("bhkv,bhk->bhv", S, q[:, t])
+  return y * (q.shape[-1] ** -0.5 if scale is None else scale), S
+
+
+def tokens(seed, B=2, T=9, D=5):
+  return np.random.default_rng(seed).standard_normal((B, T, D), np.float32)
+
+
+def state(layer, seed, B=2):
+  """Returns a state of `layer` drawn from the normal distribution."""
+  draw = np.random.default_rng(seed)
+  return jax.tree.map(lambda s: draw.standard_normal(s.shape, np.float32), layer.init_state(B))
+
+
+def error(got, want):
+  """Returns the largest relative error over the leaves of two trees of one form."""
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  return max(np.linalg.norm(g - w) / np.linalg.norm(w)
+             for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
