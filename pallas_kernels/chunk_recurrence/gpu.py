@@ -3,12 +3,9 @@
 Lowered for cuda on a CPU and emulated; never run on a GPU, so `auto` does not choose them.
 """
 
-import jax
-
+from pallas_kernels import hopper
 from pallas_kernels.chunk_recurrence import triton
 from pallas_kernels.chunk_recurrence.plan import Inputs, Plan
-
-HOPPER = "9.0"  # compute capability
 
 
 def why_not(plan: Plan, platform: str) -> str | None:
@@ -37,16 +34,7 @@ def _kernels(plan):
 
 
 def _why_not_hopper(plan):
-  capability = _capability()
-  if capability != HOPPER:
-    return f"it needs compute capability {HOPPER} (Hopper), the first local GPU has {capability}"
-  return _hopper_kernels().why_not(plan)
-
-
-def _capability():
-  """Compute capability of the first local GPU, or None."""
-  gpus = [device for device in jax.local_devices() if device.platform == "gpu"]
-  return gpus[0].compute_capability if gpus else None
+  return hopper.why_not() or _hopper_kernels().why_not(plan)
 
 
 def _hopper_kernels():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import compat
+from pallas_kernels import compat, hopper
 from pallas_kernels.chunk_recurrence import backends, explain_backend, gpu, mosaic_gpu, reference, triton
 from pallas_kernels.chunk_recurrence.plan import Inputs, Plan
 from tests.common.lowering import custom_calls, lower_for_hopper
@@ -94,10 +94,10 @@ def test_auto_says_why_it_does_not_choose_them():
 @pytest.mark.skipif(compat.pallas_triton is None, reason="this jax has no Triton lowering")
 def test_a_hopper_gpu_takes_what_it_knows_and_triton_the_rest(monkeypatch):
   delta = dataclasses.replace(PLAN, delta=True)
-  monkeypatch.setattr(gpu, "_capability", lambda: "9.0")
+  monkeypatch.setattr(hopper, "capability", lambda: "9.0")
   assert [gpu._kernels(plan) for plan in (PLAN, delta)] == [mosaic_gpu, triton]
   assert gpu.why_not(PLAN, "gpu") is None and gpu.why_not(delta, "gpu") is None
-  monkeypatch.setattr(gpu, "_capability", lambda: "8.0")
+  monkeypatch.setattr(hopper, "capability", lambda: "8.0")
   assert gpu._kernels(PLAN) is triton
   assert gpu.why_not(PLAN, "cpu") == "it needs an NVIDIA GPU"
 
