@@ -61,7 +61,8 @@ def backward_kernel(plan, q_ref, k_ref, v_ref, do_ref, states_ref, gates_ref, df
     rows = pl.ds(n * C, C)
     for source, target in ((q_ref.at[b, rows, key_head], q2), (k_ref.at[b, rows, key_head], k2),
                            (v_ref.at[b, rows, h, columns], v2), (do_ref.at[b, rows, h, columns], do2),
-                           (states_ref.at[_turn(plan, n), b, h, :, columns], S2), (gates_ref.at[b, h, :, rows], gates2)):
+                           (states_ref.at[_turn(plan, n), b, h, :, columns], S2),
+                           (gates_ref.at[b, h, :, rows], gates2)):
       plgpu.copy_gmem_to_smem(source, target.at[slot], arrived.at[slot])
 
   def chunk(n, slot, dstate):

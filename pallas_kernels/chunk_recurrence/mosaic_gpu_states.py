@@ -72,12 +72,12 @@ def _launch(kernel, interpret, chunk, x_NMCV, w_NMCK, S_MKV, per_chunk):
   K = S_MKV.shape[1]
   keep = jnp.broadcast_to(chunk.keep_W1, (N, M, K, 1)).reshape(N, M, K // C, C)
   delta = () if w_NMCK is None else (w_NMCK,)
-  moving = (chunk.q_in_CK, chunk.k_out_CK, chunk.mix_CC.astype(x_NMCV.dtype), x_NMCV, keep, *delta)
+  moving = (x_NMCV, chunk.q_in_CK, chunk.k_out_CK, chunk.mix_CC.astype(x_NMCV.dtype), keep, *delta)
   emulated = {} if interpret is None else dict(interpret=interpret)
   return plgpu.kernel(
       functools.partial(kernel, len(moving)), out_type=(*per_chunk, _array(jnp.float32, *S_MKV.shape)),
       grid=(M, V // TILE), grid_names=("row", "column"), compiler_params=PARAMS,
-      scratch_types=(slots(C, K), slots(C, K), slots(C, C), slots(C, TILE), plgpu.SMEM((2, K // C, C), jnp.float32),
+      scratch_types=(slots(C, TILE), slots(C, K), slots(C, K), slots(C, C), plgpu.SMEM((2, K // C, C), jnp.float32),
                      *(slots(C, K) for _ in delta), plgpu.Barrier(num_arrivals=len(moving), num_barriers=2),
                      tile(K, TILE), tile(C, TILE), tile(C, TILE), tile(C, TILE, jnp.float32), plgpu.Barrier()),
       **emulated)(*moving, S_MKV)
@@ -93,7 +93,7 @@ def _forward_kernel(count, *refs):
   m, columns, fetch = _program(moving, slots2, arrived)
 
   def chunk(n, slot, state):
-    q_in, k_out, mix, u, keep, *w = (x.at[slot] for x in slots2)
+    u, q_in, k_out, mix, keep, *w = (x.at[slot] for x in slots2)
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     write(state, S)
     plgpu.commit_smem()
@@ -119,7 +119,7 @@ def _backward_kernel(count, *refs):
   m, columns, fetch = _program(moving, slots2, arrived)
 
   def chunk(n, slot, dstate):
-    q_in, k_out, mix, do, keep, *w = (x.at[slot] for x in slots2)
+    do, q_in, k_out, mix, keep, *w = (x.at[slot] for x in slots2)
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     write(dstate, dS)
     plgpu.commit_smem()
@@ -149,7 +149,8 @@ def _program(moving, slots2, arrived):
 
   def fetch(n, slot):
     for i, (source, target) in enumerate(zip(moving, slots2)):
-      chunk = source.at[n, m, :, columns] if i == 3 else source.at[n, m]
+      # The first is as wide as the values: a program takes its tile of it.
+      chunk = source.at[n, m, :, columns] if i == 0 else source.at[n, m]
       plgpu.copy_gmem_to_smem(chunk, target.at[slot], arrived.at[slot])
 
   return m, columns, fetch
