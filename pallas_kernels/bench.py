@@ -269,7 +269,7 @@ def _floor_seconds(shape, decay, delta, backward):
   if peak is None:
     return None
   B, T, H, D, dtype = shape
-  C = default_chunk(decay, delta, D, D, T, jax.default_backend())
+  C = default_chunk(decay, delta, D, D, T, dtype, jax.default_backend())
   size = jnp.dtype(dtype).itemsize
   gates = {"none": 0, "scalar": 4, "vector": 4 * D}[decay] + 4 * delta
   states = size * D * D / C

@@ -50,7 +50,7 @@ def plan_of(decay, delta, *, B=2, T=1024, H=8, G=None, D=128, V=None, dtype="bfl
   """A plan as the public call would make it on a TPU."""
   V = V or D
   return Plan(decay=decay, delta=delta, packed=packed, B=B, T=T, H=H, G=G or H, K=D, V=V, dtype=dtype,
-              scale=D**-0.5, chunk=chunk or default_chunk(decay, delta, D, V, T, "tpu"), reverse=reverse,
+              scale=D**-0.5, chunk=chunk or default_chunk(decay, delta, D, V, T, dtype, "tpu"), reverse=reverse,
               precision="mixed", save_states=save_states, forward="pallas_tpu", backward="pallas_tpu")
 
 

@@ -115,9 +115,10 @@ def _plan(q, v, g, beta, segment_ids, scale, reverse, chunk, platform, precision
   G, K = q.shape[2:]
   decay = "none" if g is None else "vector" if len(g.shape) == 4 else "scalar"
   delta = beta is not None
+  dtype = jnp.dtype(v.dtype).name
   return Plan(decay=decay, delta=delta, packed=segment_ids is not None, B=B, T=T, H=H, G=G, K=K, V=V,
-              dtype=jnp.dtype(v.dtype).name, scale=K**-0.5 if scale is None else float(scale),
-              chunk=chunk or default_chunk(decay, delta, K, V, T, platform), reverse=bool(reverse),
+              dtype=dtype, scale=K**-0.5 if scale is None else float(scale),
+              chunk=chunk or default_chunk(decay, delta, K, V, T, dtype, platform), reverse=bool(reverse),
               precision=precision, save_states="save" if save_states == "auto" else save_states,
               forward="", backward="")
 

@@ -1,14 +1,11 @@
-"""Pallas kernels on NVIDIA GPUs: Mosaic GPU on Hopper for what it knows, Triton for the rest.
+"""Pallas kernels on NVIDIA GPUs: Mosaic GPU on Hopper for what fills its tiles, Triton for the rest.
 
 Lowered for cuda on a CPU and emulated; never run on a GPU, so `auto` does not choose them.
 """
 
-import jax
-
+from pallas_kernels import hopper
 from pallas_kernels.chunk_recurrence import triton
 from pallas_kernels.chunk_recurrence.plan import Inputs, Plan
-
-HOPPER = "9.0"  # compute capability
 
 
 def why_not(plan: Plan, platform: str) -> str | None:
@@ -32,24 +29,16 @@ def backward(plan: Plan, inputs: Inputs, states, do_BTHV, dstate_BHKV) -> Inputs
   return _kernels(plan).backward(plan, inputs, states, do_BTHV, dstate_BHKV)
 
 
+def hopper_kernels(plan: Plan):
+  """The module whose kernels compute `plan` on Hopper, if its `why_not` has nothing against it."""
+  # Importing them loads the GPU compiler's bindings, which not every jaxlib has.
+  from pallas_kernels.chunk_recurrence import mosaic_gpu, mosaic_gpu_states
+  return mosaic_gpu_states if plan.delta or plan.decay == "vector" else mosaic_gpu
+
+
 def _kernels(plan):
-  return triton if _why_not_hopper(plan) else _hopper_kernels()
+  return triton if _why_not_hopper(plan) else hopper_kernels(plan)
 
 
 def _why_not_hopper(plan):
-  capability = _capability()
-  if capability != HOPPER:
-    return f"it needs compute capability {HOPPER} (Hopper), the first local GPU has {capability}"
-  return _hopper_kernels().why_not(plan)
-
-
-def _capability():
-  """Compute capability of the first local GPU, or None."""
-  gpus = [device for device in jax.local_devices() if device.platform == "gpu"]
-  return gpus[0].compute_capability if gpus else None
-
-
-def _hopper_kernels():
-  # Importing it loads the GPU compiler's bindings, which not every jaxlib has.
-  from pallas_kernels.chunk_recurrence import mosaic_gpu
-  return mosaic_gpu
+  return hopper.why_not() or hopper_kernels(plan).why_not(plan)

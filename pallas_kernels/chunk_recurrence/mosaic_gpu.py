@@ -20,24 +20,13 @@ from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
-from pallas_kernels.chunk_recurrence.mosaic_gpu_kernels import backward_kernel, C, forward_kernel, TILE
+from pallas_kernels.chunk_recurrence.mosaic_gpu_kernels import backward_kernel, forward_kernel
+from pallas_kernels.chunk_recurrence.mosaic_gpu_tiles import C, PARAMS, slots, TILE, tile, why_not
 from pallas_kernels.chunk_recurrence.plan import Inputs, Plan
 
+__all__ = ["backward", "forward", "why_not"]
+
 # Dims: B batch, T tokens, H value heads, G key heads, K key width, V value width, N chunks, C rows of a chunk.
-
-
-def why_not(plan: Plan) -> str | None:
-  """Reason why these kernels do not compute `plan`, on whatever device, or None."""
-  if plan.decay == "vector" or plan.delta:
-    return "the Hopper kernels know neither vector decay nor the delta rule yet"
-  if plan.dtype != "bfloat16" or plan.precision != "mixed":
-    return f"wgmma is fed with bfloat16 here, not {plan.dtype} at precision {plan.precision!r}"
-  if plan.chunk % C or plan.K not in (64, 128) or plan.V % TILE:
-    return (f"chunk={plan.chunk}, K={plan.K}, V={plan.V} must be K=64 or 128 and multiples of {C} "
-            "to fill wgmma tiles within shared memory")
-  if plan.chunk > C and plan.forward != plan.backward:
-    return f"states are kept every {C} tokens, not every {plan.chunk}, which only its own backward understands"
-  return None
 
 
 def forward(plan: Plan, inputs: Inputs, *, interpret=None):
@@ -57,9 +46,9 @@ def forward(plan: Plan, inputs: Inputs, *, interpret=None):
       plan, forward_kernel, interpret,
       out_type=(_array(v.dtype, *v.shape), _array(jnp.float32, B, H, plan.K, V),
                 _array(v.dtype, T // C, B, H, plan.K, V)),
-      scratch_types=(_slots(C, plan.K), _slots(C, plan.K), _slots(C, TILE), _gate_slots(plan),
-                     plgpu.Barrier(num_arrivals=4, num_barriers=2), _tile(C, C), _tile(C, TILE), _tile(C, TILE),
-                     _tile(plan.K, TILE), _tile(C, TILE, jnp.float32), plgpu.Barrier()))(
+      scratch_types=(slots(C, plan.K), slots(C, plan.K), slots(C, TILE), _gate_slots(plan),
+                     plgpu.Barrier(num_arrivals=4, num_barriers=2), tile(C, C), tile(C, TILE), tile(C, TILE),
+                     tile(plan.K, TILE), tile(C, TILE, jnp.float32), plgpu.Barrier()))(
           q, k, v, _gates(plan, inputs), inputs.state)
   return _tokens(plan, o), final, states
 
@@ -87,10 +76,10 @@ def backward(plan: Plan, inputs: Inputs, states, do_BTHV, dstate_BHKV, *, interp
       plan, backward_kernel, interpret,
       out_type=(keys, keys, _array(v.dtype, *v.shape), _array(jnp.float32, B, H, K, V), rows, rows,
                 _array(jnp.float32, tiles, B, H, N, K)),
-      scratch_types=(_slots(C, K), _slots(C, K), _slots(C, TILE), _slots(C, TILE), _slots(K, TILE),
+      scratch_types=(slots(C, K), slots(C, K), slots(C, TILE), slots(C, TILE), slots(K, TILE),
                      _gate_slots(plan), plgpu.Barrier(num_arrivals=6, num_barriers=2),
-                     _tile(C, C), _tile(C, C), _tile(C, TILE), _tile(C, TILE), _tile(K, TILE),
-                     _slots(C, C, jnp.float32), plgpu.SMEM((2, C), jnp.float32),
+                     tile(C, C), tile(C, C), tile(C, TILE), tile(C, TILE), tile(K, TILE),
+                     slots(C, C, jnp.float32), plgpu.SMEM((2, C), jnp.float32),
                      plgpu.SMEM((K,), jnp.float32), plgpu.Barrier()))(
           q, k, v, do, states, gates_BHRT, dstate_BHKV)
   ungroup = lambda x: _tokens(plan, jnp.sum(x, axis=0)).reshape(B, plan.T, plan.G, -1, K).sum(3).astype(v.dtype)
@@ -109,25 +98,10 @@ def _array(dtype, *shape):
   return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def _tile(rows, columns, dtype=jnp.bfloat16):
-  """Shared memory in the order that wgmma and TMA want."""
-  return plgpu.SMEM((rows, columns), dtype, transforms=_order(dtype))
-
-
-def _slots(rows, columns, dtype=jnp.bfloat16):
-  return plgpu.SMEM((2, rows, columns), dtype, transforms=_order(dtype))
-
-
-def _order(dtype):
-  return plgpu.TilingTransform((8, 128 // jnp.dtype(dtype).itemsize)), plgpu.SwizzleTransform(128)
-
-
 def _launch(plan, kernel, interpret, **types):
-  # Layouts are stated, not inferred: inference of jax 0.12 finds none for these kernels.
-  params = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane)
   emulated = {} if interpret is None else dict(interpret=interpret)
   return plgpu.kernel(functools.partial(kernel, plan), grid=(plan.B, plan.H, plan.V // TILE),
-                      grid_names=("batch", "head", "column"), compiler_params=params, **types, **emulated)
+                      grid_names=("batch", "head", "column"), compiler_params=PARAMS, **types, **emulated)
 
 
 def _missing(plan):

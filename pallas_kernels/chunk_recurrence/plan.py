@@ -80,7 +80,7 @@ class Plan:
     return jnp.promote_types(self.dtype, jnp.float32)
 
 
-def default_chunk(decay: str, delta: bool, K: int, V: int, T: int, platform: str) -> int:
+def default_chunk(decay: str, delta: bool, K: int, V: int, T: int, dtype: str, platform: str) -> int:
   """Chunk length that trained fastest on `platform`, never above the next power of two of T.
 
   Measured 2026-11-21 on 2 shared AMD EPYC cores, float32, forward + backward, ms at C = 16/32/64/128:
@@ -90,11 +90,15 @@ def default_chunk(decay: str, delta: bool, K: int, V: int, T: int, platform: str
       B16 T256 H4 D32    scalar 20/16/19/50     delta 58/59/64/106       vector -/134/208/154
 
   GPU: 128 without and 64 with the delta rule, by the arithmetic of matrix units, not measured.
-  TPU: by the bundle counts of bundles.csv, at least the 16 rows of a tile.
+  TPU: by bundle counts, at least the 16 rows of a tile. bundles.csv has bfloat16; float32 fills twice the
+  VMEM, and shorter chunks leave room for more heads, v5e, D128, bundles per 128 tokens and head:
+
+      none, forward / backward        C = 256: 1044 / 2761     C = 128:  818 /  1720
+      vector + delta                  C = 128: 7172 / 13978    C = 64:  6308 / 12502
   """
   if platform == "tpu":
-    wide = max(K, V) > 128
-    longest = {True: 64 if wide else 128, False: 256 if not wide and not delta else 128}[decay == "vector"]
+    small = max(K, V) <= 128 and dtype != "float32"
+    longest = {True: 128 if small else 64, False: 256 if small and not delta else 128}[decay == "vector"]
     return max(min(longest, 1 << max(T - 1, 0).bit_length()), 16)
   if platform != "cpu":
     longest = 64 if delta else 128

@@ -8,7 +8,6 @@ tiles. `reverse` renames positions: row r is at position C - 1 - r, and nothing 
 Reference: as chunk.py. The gradients are in tpu_backward.py.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +19,6 @@ from pallas_kernels.chunk_recurrence.tpu_matrix import dot, fine_dot, inverse, P
 # Dims: H heads of a grid step, C rows of a chunk, K key width, V value width, W = 1 or K.
 
 LANES = 128
-LOG2_E = math.log2(math.e)
 
 
 class Rows(NamedTuple):
@@ -35,7 +33,7 @@ class Gates(NamedTuple):
   """Gates and segment masks of a chunk; None stands for a factor of one.
 
   Attributes:
-    enter: decay from the entry of the chunk to a row, [H,C,1], [H,C,K] or [1,C,1].
+    enter: decay from the entry of the chunk to a row, [H,C,LANES] alike in all lanes, [H,C,K] or [1,C,1].
     leave: decay from a row to the exit of the chunk, alike.
     keep: decay over the chunk, [H,1,1], [H,K,1] or [1,1,1].
     pairs_HCC: decay between two rows, 0 above the diagonal; None unless the decay is scalar.
@@ -71,7 +69,7 @@ def gates(cumulative_HC, g_HCK, beta_HC, segment_4C, place: Positions) -> Gates:
     rows.append(segment_4C)
   if cumulative_HC is not None:
     last_H1 = cumulative_HC[:, place.exit:place.exit + 1]
-    rows += [cumulative_HC, jnp.exp(cumulative_HC), jnp.exp(last_H1 - cumulative_HC)]
+    rows.append(cumulative_HC)
   if beta_HC is not None:
     rows.append(beta_HC)
   columns = _columns(rows)
@@ -82,9 +80,11 @@ def gates(cumulative_HC, g_HCK, beta_HC, segment_4C, place: Positions) -> Gates:
 
   enter, leave, keep, pairs, levels = entry, out, kept, None, None
   if cumulative_HC is not None:
-    G, enter, leave = map(jnp.stack, columns[:3])
-    columns = columns[3:]
-    pairs = _pair_decays(G * LOG2_E, (cumulative_HC * LOG2_E)[:, None, :], mask, place)
+    G_HC1, columns = jnp.stack(columns[0]), columns[1:]
+    # Spread over lanes once: an exponential per lane is cheaper than to spread enter and leave as well.
+    G_HCL = jnp.broadcast_to(G_HC1, (*G_HC1.shape[:2], LANES))
+    enter, leave = jnp.exp(G_HCL), jnp.exp(last_H1[:, :, None] - G_HCL)
+    pairs = _pair_decays(G_HCL, cumulative_HC[:, None, :], mask, place)
     keep = jnp.exp(last_H1)[:, :, None]
   elif g_HCK is not None:
     levels, enter, leave, total_H1K = tpu_scores.decays(g_HCK, place)
@@ -109,13 +109,13 @@ def forward(rows: Rows, gate: Gates, S_HKV, place: Positions, scale: float, fed:
     (o_HCV, exit state), both float32.
   """
   q, k, v = rows
+  far = after(gate, dot("nn", before(gate, q, gate.enter), S_HKV, fed), gate.enter)
   if gate.beta_HC1 is None and gate.levels is None:
     u, near = v, _read_strips(rows, gate, place, fed)
   else:
     mix, u, _ = write(rows, gate, S_HKV, place, fed)
     near = dot("nn", mix, u, fed)
-  o = after(gate, dot("nn", before(gate, q, gate.enter), S_HKV, fed), gate.enter)
-  return scale * (o + near), exit_state(k, u, gate, S_HKV, fed)
+  return scale * (far + near), exit_state(k, u, gate, S_HKV, fed)
 
 
 def exit_state(k_HCK, u_HCV, gate, S_HKV, fed):
@@ -167,23 +167,26 @@ def _scores(q, k, gate, place, fed):
 
 def _read_strips(rows, gate, place, fed):
   """mix v in strips of rows, each against the columns that are not wholly in its future."""
-  out = []
-  for own, seen in _strips(place):
-    scores = dot("nt", rows.q_HCK[:, own], rows.k_HCK[:, seen], fed)
+  # All scores before the first decay: the scheduler keeps this order, and they need no gates.
+  out, strips = [], _strips(place)
+  scores = [dot("nt", rows.q_HCK[:, own], rows.k_HCK[:, seen], fed) for own, seen in strips]
+  for (own, seen), score in zip(strips, scores):
     if gate.pairs_HCC is None:
-      mix = jnp.where(gate.mask_1CC[:, own, seen], scores, 0.0)
+      mix = jnp.where(gate.mask_1CC[:, own, seen], score, 0.0)
     else:
-      mix = scores * gate.pairs_HCC[:, own, seen]
+      mix = score * gate.pairs_HCC[:, own, seen]
     out.append(dot("nn", mix, rows.v_HCV[:, seen], fed))
   return jnp.concatenate(out, axis=1)
 
 
-def _pair_decays(row_HC1, col_H1C, mask_1CC, place):
-  """2^(row - col) where the mask holds, else 0."""
+def _pair_decays(row_HCL, col_H1C, mask_1CC, place):
+  """exp(row - col) where the mask holds, else 0."""
+  # No exp2 of scaled sums: fused into a subtraction, one of two equal products would stay unrounded.
   C, strips = mask_1CC.shape[-1], []
   for own, seen in _strips(place):
-    gap = jnp.where(mask_1CC[:, own, seen], row_HC1[:, own] - col_H1C[:, :, seen], -jnp.inf)
-    part = jnp.exp2(gap)
+    col = col_H1C[:, :, seen]
+    gap = jnp.where(mask_1CC[:, own, seen], _fit(row_HCL[:, own], col.shape[2]) - col, -jnp.inf)
+    part = jnp.exp(gap)
     zeros = [jnp.zeros((*part.shape[:2], C - part.shape[2]), part.dtype)] if part.shape[2] < C else []
     strips.append(jnp.concatenate([*zeros, part] if place.reverse else [part, *zeros], axis=2))
   return jnp.concatenate(strips, axis=1)
@@ -204,11 +207,19 @@ def before(gate, x, factor):
 
 def after(gate, y, factor):
   """The part that may wait until after it: one factor per row."""
-  return y if gate.levels is not None or factor is None else y * factor
+  return y if gate.levels is not None or factor is None else y * _fit(factor, y.shape[-1])
 
 
 def times(factor, x):
-  return x if factor is None else x * factor
+  return x if factor is None else x * _fit(factor, x.shape[-1])
+
+
+def _fit(factor, width):
+  """A factor that is the same in all its lanes, in so many lanes."""
+  lanes = factor.shape[-1]
+  if lanes in (1, width):
+    return factor
+  return jnp.concatenate([factor] * -(-width // lanes), axis=-1)[..., :width]
 
 
 def _columns(rows):

@@ -39,34 +39,34 @@ def why_not(plan: Plan, platform: str) -> str | None:
   return None
 
 
-def forward(plan: Plan, inputs: Inputs):
+def forward(plan: Plan, inputs: Inputs, walk=None):
   """Runs the recurrence.
 
   Args:
     plan: the static half of the call.
     inputs: canonical arrays.
+    walk: what takes the states over the chunks, None for a scan; see `_walk`.
 
   Returns:
     (o_BTHV in v's dtype, final state_BHKV, entry states of the chunks [N,B,H,K,V] in v's dtype).
   """
   blocks = _cut_inputs(plan, inputs)
   chunk, u, w = _prepare(plan, blocks)
-  S_MKV = _merge_heads(inputs.state)
-  u, S_NMKV, S_MKV = _states(chunk, u, w, S_MKV)
-  o_NMCV = dot(chunk.mix_CC.astype(u.dtype), u) + dot(chunk.q_in_CK, S_NMKV.astype(u.dtype))
+  o_NMCV, S_NMKV, S_MKV = (walk or _walk)(chunk, u, w, _merge_heads(inputs.state))
   states = S_NMKV.astype(inputs.v.dtype)
   shape = inputs.state.shape
   return (_join(plan, o_NMCV).astype(inputs.v.dtype), S_MKV.reshape(shape),
           states.reshape(plan.chunks, *shape))
 
 
-def backward(plan: Plan, inputs: Inputs, states, do_BTHV, dstate_BHKV) -> Inputs:
+def backward(plan: Plan, inputs: Inputs, states, do_BTHV, dstate_BHKV, walk_back=None) -> Inputs:
   """Gradients of every array of `inputs`.
 
   Args:
     plan, inputs: as in `forward`.
     states: what `forward` returned, or None to run the states again.
     do_BTHV, dstate_BHKV: cotangents of the output and of the final state.
+    walk_back: what takes the gradients of the states back over the chunks, None for a scan; see `_walk_back`.
 
   Returns:
     Cotangents in the shape of `inputs`, None for the segment ids.
@@ -84,10 +84,7 @@ def backward(plan: Plan, inputs: Inputs, states, do_BTHV, dstate_BHKV) -> Inputs
       u = (u - dot(w, S_NMKV.astype(fed))).astype(fed)
 
   do_NMCV = _cut(plan, do_BTHV.astype(fed), plan.H)
-  mix = chunk.mix_CC.astype(fed)
-  du, dS_exit, dS_MKV = _state_gradients(
-      chunk, w, dot(transpose(mix), do_NMCV), dot(transpose(chunk.q_in_CK), do_NMCV),
-      _merge_heads(dstate_BHKV))
+  du, dS_exit, dS_MKV = (walk_back or _walk_back)(chunk, w, do_NMCV, _merge_heads(dstate_BHKV))
   S_fed, dS_fed, u_fed = S_NMKV.astype(fed), dS_exit.astype(fed), u.astype(fed)
   dkeep = jnp.sum(dS_exit * S_NMKV, axis=-1, keepdims=True)
   if chunk.keep_W1.shape[-2] == 1:
@@ -118,6 +115,12 @@ def _prepare(plan, blocks):
   return chunk, solved[..., :plan.V].astype(v.dtype), solved[..., plan.V:].astype(v.dtype)
 
 
+def _walk(chunk, u, w, S_MKV):
+  """(o_NMCV, entry states S_NMKV, final S_MKV)."""
+  u, S_NMKV, S_MKV = _states(chunk, u, w, S_MKV)
+  return dot(chunk.mix_CC.astype(u.dtype), u) + dot(chunk.q_in_CK, S_NMKV.astype(u.dtype)), S_NMKV, S_MKV
+
+
 def _states(chunk, u, w, S_MKV):
   """Runs the states over the chunks: (writes u_NMCV, entry states S_NMKV, final S_MKV)."""
   if w is None:
@@ -138,8 +141,10 @@ def _states(chunk, u, w, S_MKV):
   return u, S_NMKV, S_MKV
 
 
-def _state_gradients(chunk, w, du_NMCV, dread_NMKV, dS_MKV):
-  """The same scan backwards: (du_NMCV in full, gradients of the exit states, of the first state)."""
+def _walk_back(chunk, w, do_NMCV, dS_MKV):
+  """The same scan backwards: (du_NMCV, gradients of the exit states, gradient of the first state)."""
+  du_NMCV = dot(transpose(chunk.mix_CC.astype(do_NMCV.dtype)), do_NMCV)
+  dread_NMKV = dot(transpose(chunk.q_in_CK), do_NMCV)
   if w is None:
     def add(dS, block):
       keep, dread = block

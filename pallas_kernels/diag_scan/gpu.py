@@ -3,11 +3,8 @@
 Lowered for cuda on a CPU and emulated; never run on a GPU, so `auto` does not choose it.
 """
 
-import jax
-
+from pallas_kernels import hopper
 from pallas_kernels.diag_scan import planes
-
-HOPPER = "9.0"  # compute capability
 
 
 def why_not(shape, dtype, platform) -> str | None:
@@ -15,12 +12,7 @@ def why_not(shape, dtype, platform) -> str | None:
   del shape
   if platform != "gpu":
     return "it needs an NVIDIA GPU"
-  if reason := planes.refuse(dtype):
-    return reason
-  capability = _capability()
-  if capability != HOPPER:
-    return f"it needs compute capability {HOPPER} (Hopper), the first local GPU has {capability}"
-  return None
+  return planes.refuse(dtype) or hopper.why_not()
 
 
 def scan(a, x_BTD, h0_BD, reverse, late=False):
@@ -28,9 +20,3 @@ def scan(a, x_BTD, h0_BD, reverse, late=False):
   # Importing it loads the GPU compiler's bindings, which not every jaxlib has.
   from pallas_kernels.diag_scan import mosaic_gpu
   return mosaic_gpu.scan(a, x_BTD, h0_BD, reverse, late)
-
-
-def _capability():
-  """Compute capability of the first local GPU, or None."""
-  gpus = [device for device in jax.local_devices() if device.platform == "gpu"]
-  return gpus[0].compute_capability if gpus else None

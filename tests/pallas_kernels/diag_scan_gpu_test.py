@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import compat
+from pallas_kernels import compat, hopper
 from pallas_kernels.diag_scan import api, diag_scan, explain_backend, gpu, mosaic_gpu
 from tests.common.lowering import custom_calls, lower_for_hopper
 
@@ -60,7 +60,7 @@ def test_the_emulated_scan_is_the_reference_and_has_no_races(monkeypatch, dtype,
     ("9.0", "complex128", "gpu", "complex128 would lose digits"),
     ("9.0", "float32", "cpu", "needs an NVIDIA GPU"), ("8.0", "float32", "gpu", "first local GPU has 8.0")])
 def test_what_it_cannot_run_is_refused_with_the_reason(monkeypatch, capability, dtype, platform, reason):
-  monkeypatch.setattr(gpu, "_capability", lambda: capability)
+  monkeypatch.setattr(hopper, "capability", lambda: capability)
   refused = gpu.why_not((2, 7, 3), jnp.dtype(dtype), platform)
   assert refused is None if reason is None else reason in refused
 

@@ -20,14 +20,15 @@ from pallas_kernels import tpu_aot
 from pallas_kernels.chunk_recurrence.shapes import RULES
 from pallas_kernels.chunk_recurrence.tpu_layout import VMEM_BUDGET
 
-# Half an activation of SMALL. XLA's sums of scalar gates keep the gates and a C x C triangle: 147 kB on v5p.
-SMALL_CHANGE = 256 * 2**10
+# Half an activation of SMALL. What does not grow with T may be as much as 344 kB: v5p aligns each of XLA's little
+# tuples of pointers to 16 kB, and the preparation of gates and segments has a score of them.
+SMALL_CHANGE = 512 * 2**10
 VMEM_LIMIT = 16 * 2**20  # bytes a kernel may take before the compiler refuses
 ROOT = pathlib.Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(not tpu_aot.available(), reason="libtpu is not installed (extra `tpu`)")
 
-SMALL = dict(B=1, T=512, H=4)
+SMALL = dict(B=1, T=1024, H=4)
 OPTIONS = {
     "float32": dict(dtype="float32"), "D64": dict(D=64), "D256": dict(D=256), "D96 padded": dict(D=96),
     "wide values": dict(V=256), "grouped": dict(G=2), "one key head": dict(G=1), "three heads": dict(H=3),
@@ -62,7 +63,7 @@ def _assert_lean(reports, padded=()):
       assert report.kernels == (2 if name == "recompute" and direction == "backward" else 1), where
       assert 0 < report.vmem < VMEM_LIMIT, where
       if name not in padded:
-        assert not [c for c in report.copies if _numbers(c) > 512 * 4 * 2], where
+        assert not [c for c in report.copies if _numbers(c) > SMALL["T"] * SMALL["H"] * 2], where
         assert report.temporaries <= SMALL_CHANGE or name == "recompute", where
 
 
