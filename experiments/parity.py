@@ -7,7 +7,7 @@ A gate per channel (GLA) forgets, but never turns.
     python -m research.verify parity
     python -m research.sweep --config=parity --metric=eval/accuracy_at_4x
 
-cpu: 2 cores, not measured
+cpu: 2 cores, 5 minutes for its claims on a busy machine
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """
