@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from layers.placement import TABLE
-from research import arms, build, flags, grid, run, sweep
+from research import arms, build, find, flags, grid, run, sweep
 from research import config as configs
 from research import optim
 
@@ -26,6 +26,10 @@ def test_ci_runs_the_test_command_of_the_readme():
 def test_every_placement_is_in_the_table_of_the_readme():
   listed = re.findall(r"^\| `([a-z_]+)`", README, re.MULTILINE)
   assert sorted(listed) == sorted(TABLE)
+
+
+def test_every_mixer_is_named_in_the_readme():
+  assert {name for name in find.names("mixer") if f"`{name}`" not in README} == set()
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m research.sweep")])
