@@ -131,6 +131,8 @@ def check(claims, arms: dict) -> None:
     least = quantity(getattr(claim, needed), needed, claim.id)
     if least.value < 0 and claim.kind in ("difference", "monotone", "exact"):
       raise ConfigError(f"{at} {needed}={str(least)!r} must be at least 0.")
+    if least.unit == "%" and needed == "bound":
+      raise ConfigError(f"{at} bound={str(least)!r}: a bound is in the metric's own unit; '%' is for margins.")
     if least.value <= 0 and claim.kind == "ratio" and claim.arm:
       raise ConfigError(f"{at} bound={str(least)!r} of a ratio must be above 0; equal arms have the ratio 1.")
     paired = claim.kind in ("difference", "monotone") or claim.kind == "ratio" and not _counted(claim)

@@ -8,6 +8,7 @@ import importlib.util
 import math
 import os
 import pathlib
+import signal
 import socket
 
 from research import board, exit_codes, find
@@ -99,6 +100,7 @@ def _all(ray, units, asked):
       resources={name: amount for name, amount in asked.items() if name not in ("CPU", "GPU")})
   waiting = {task.remote(_absolute(unit)): i for i, unit in enumerate(units)}
   done = [None] * len(units)
+  signal.signal(signal.SIGTERM, _stop)  # Ray's own handler would leave without a word
   with board.Board(units) as shown_board:
     shown_board.say(f"{len(units)} units on the Ray cluster, {asked} each")
     try:
@@ -113,6 +115,10 @@ def _all(ray, units, asked):
         ray.cancel(reference)
         done[i] = {"code": exit_codes.PREEMPTED, "seconds": 0.0, "why": "stopped"}
   return done
+
+
+def _stop(*_):
+  raise KeyboardInterrupt
 
 
 def _result(ray, reference) -> dict:

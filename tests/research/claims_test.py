@@ -69,7 +69,7 @@ def test_a_claim_that_can_be_judged_passes(good):
     (slope(scale=()), "a slope takes scale"), (slope(scale=(1.0,)), "a slope takes scale"),
     (slope(scale=(0.0, 1.0)), "a slope takes scale"), (slope(scale=(2.0, 2.0)), "not all the same"),
     (slope(scale=(1.0, float("nan"))), "a slope takes scale"), (claim(scale=(1.0, 2.0)), "scale is of a slope"),
-    (ratio(bound="0 times"), "must be above 0"), (ratio(bound="-1 times"), "must be above 0"),
+    (threshold(bound="2 %"), "in the metric's own unit"), (ratio(bound="0 times"), "must be above 0"), (ratio(bound="-1 times"), "must be above 0"),
     (claim(against="pre"), "not compared with itself"), (series(arms=("pre", "pre")), "not compared with itself")])
 def test_a_claim_that_could_not_be_judged_is_one_line(bad, says):
   with pytest.raises(ConfigError) as refused:
