@@ -13,7 +13,6 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
-import numpy as np
 
 from pallas_kernels.chunk_recurrence import tpu
 from pallas_kernels.chunk_recurrence.plan import default_chunk, Inputs, Plan

@@ -76,8 +76,8 @@ def test_the_emulated_kernels_are_the_reference_and_have_no_races(changed):
   wide = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
   values, want = exact(wide(inputs), wide(do))
   errors = dict(o=_relative(o, values[0]), final=_relative(final, values[1]))
-  errors |= {name: _relative(a, b) for name, a, b in zip(Inputs._fields, got, want) if b is not None}
-  assert max(errors.values()) < (2e-2 if plan.delta else 1e-2), errors
+  errors |= {name: _relative(a, b) for name, a, b in zip(Inputs._fields[:-1], got, want) if b is not None}
+  assert all(error < 1e-2 for error in errors.values()), errors
 
 
 @pytest.mark.parametrize("changed, reason", [
