@@ -1,7 +1,6 @@
 """The arms of an experiment: named sets of overrides, and the configs that they make."""
 
 import hashlib
-import inspect
 import re
 from typing import Any, NamedTuple
 
@@ -63,7 +62,7 @@ def of_experiment(spec: str) -> dict[str, dict]:
 
 def claims_of(spec: str) -> list:
   """Returns what `claims()` of an experiment file says; [] where it has none."""
-  module = configs.load_file(spec.partition(":")[0])
+  module = configs.module_of(spec)
   if not hasattr(module, "claims"):
     return []
   found = list(module.claims())
@@ -90,8 +89,3 @@ def named(varied: list[dict[str, str]]) -> dict[str, dict]:
 def digest(value) -> str:
   """Returns 12 hex digits of something that prints the same whenever it is the same."""
   return hashlib.sha256(repr(value).encode()).hexdigest()[:12]
-
-
-def question(spec: str) -> str:
-  """Returns the first line of the experiment file: what it asks."""
-  return (inspect.getdoc(configs.load_file(spec.partition(":")[0])) or "").partition("\n")[0]

@@ -37,6 +37,7 @@ class Difference(NamedTuple):
     interval: 95 % t interval, None of fewer than two pairs.
     p: corrected after Holm, None where there is no interval.
     word: what may be said of it.
+    summary: the statistics behind interval and p, None of fewer than two pairs.
   """
 
   values: dict[int, float]
@@ -44,6 +45,7 @@ class Difference(NamedTuple):
   interval: tuple[float, float] | None
   p: float | None
   word: str
+  summary: statistics.Summary | None = None
 
 
 def direction(metric: str, told: str = "") -> str:
@@ -90,7 +92,7 @@ def differences(values: dict[str, dict[int, float]], against: str, wanted: str =
     if arm in summaries:
       summary = summaries[arm]
       found[arm] = Difference(of_seed, summary.mean, tuple(summary.t), corrected[arm],
-                              word(summary.t, corrected[arm], wanted))
+                              word(summary.t, corrected[arm], wanted), summary)
     else:
       mean = math.fsum(of_seed.values()) / len(of_seed) if of_seed else math.nan
       found[arm] = Difference(of_seed, mean, None, None, f"{len(of_seed)} pair{'s' * (len(of_seed) != 1)}: no interval")

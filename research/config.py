@@ -43,6 +43,11 @@ def load_file(text: str) -> types.ModuleType:
   return module
 
 
+def module_of(spec: str) -> types.ModuleType:
+  """Returns the experiment file of "FILE[:PRESET]", executed."""
+  return load_file(spec.partition(":")[0])
+
+
 def load(spec: str) -> tuple[str, str, ml_collections.ConfigDict]:
   """Returns (experiment name, preset, config) of "FILE[:PRESET]"."""
   file, _, preset = spec.partition(":")

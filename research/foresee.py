@@ -15,7 +15,7 @@ def check(plan, claims) -> None:
     ConfigError: a metric that no run will have, or budgets that do not match.
   """
   arms = {arm.name: arm for arm in plan.arms}
-  module = configs.load_file(plan.spec.partition(":")[0])
+  module = configs.module_of(plan.spec)
   known = {}  # arm -> names: a layer may sow numbers that the layers of other arms have not
   for claim in claims:
     if claim.match:

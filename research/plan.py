@@ -74,7 +74,7 @@ def units(plan: Plan, group: bool, processes: int = 1) -> list[dict]:
     directory = plan.directory / "arms" / arm.name
     one = {"config": plan.spec, "overrides": {**plan.common, **arm.overrides}, "arm": arm.name,
            "directory": str(directory), "steps": arm.config.optim.steps}
-    left = [seed for seed in plan.seeds[arm.name] if not _finished(directory, seed)]
+    left = [seed for seed in plan.seeds[arm.name] if not results.finished(directory, seed)]
     for begun in _groups(directory, left):
       found.append(one | {"seeds": begun, "group": True})
       left = [seed for seed in left if seed not in begun]
@@ -84,11 +84,6 @@ def units(plan: Plan, group: bool, processes: int = 1) -> list[dict]:
       found.append(one | {"seeds": run, "group": len(run) > 1})
   # First seeds of all arms first: a mistake shows early, and no two processes compile one arm at once.
   return sorted(found, key=lambda unit: unit["seeds"][0])
-
-
-def _finished(directory, seed):
-  out = directory / f"seed_{seed}"
-  return (out / "final.json").is_file() or (out / "diverged.json").is_file()
 
 
 def _groups(directory, left):

@@ -54,6 +54,12 @@ class Results(NamedTuple):
     return [seed for seed in seeds if all(seed not in self.missing.get(arm, {}) for arm in arms)]
 
 
+def finished(directory: pathlib.Path, seed: int) -> bool:
+  """Whether there is nothing left to do for a seed of an arm."""
+  out = directory / f"seed_{seed}"
+  return (out / "final.json").is_file() or (out / "diverged.json").is_file()
+
+
 def read(directory: pathlib.Path, seeds: dict[str, tuple[int, ...]]) -> Results:
   """Returns what directory/arms/<arm>/seed_<k> hold, for the given seeds of each arm."""
   values, missing = {}, {}

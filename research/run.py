@@ -63,7 +63,7 @@ def main(argv=None) -> int:
     if given.dry_run:
       return runs.dry_run(config)
     directory = pathlib.Path(given.workdir or _directory(name, config, seeds))
-    measure = getattr(configs.load_file(given.config.partition(":")[0]), "measure", None)
+    measure = getattr(configs.module_of(given.config), "measure", None)
     return runs.run(given, name, config, seeds, directory, measure)
   except ConfigError as error:
     print(f"error: {error}", file=sys.stderr)

@@ -63,9 +63,8 @@ def table(values, missing, metric: str, against: str) -> tuple[list[str], list[l
     if found.interval is None:
       rows.append([*row, "-" if math.isnan(found.mean) else f"{found.mean:+.4f}", "", "", "", found.word])
       continue
-    summary = statistics.summary(list(found.values.values()))
     rows.append([*row, f"{found.mean:+.4f}", f"[{found.interval[0]:+.4f}, {found.interval[1]:+.4f}]",
-                 f"{summary.effect:+.2f}", f"{found.p:.2g}", found.word])
+                 f"{found.summary.effect:+.2f}", f"{found.p:.2g}", found.word])
     if found.word == "no difference seen":
-      notes.append(f"{arm}: {statistics.advice(summary, summary.mean, '')} of {metric}")
+      notes.append(f"{arm}: {statistics.advice(found.summary, found.mean, '')} of {metric}")
   return heads, rows, notes

@@ -93,9 +93,7 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
       every = settings.eval_every
       if step == total or (every and step % every == 0):
         begun = time.monotonic()
-        limit = 0 if step == total else settings.eval_batches
-        longer = lengths.evaluated(program, state) if step == total else {}
-        evaluated = _per_model({"step": step, **program.evaluated(state, limit), **longer}, len(files))
+        evaluated = _evaluation(program, state, step)
         _write(files, evaluated, dashboard)
         profiled = diagnostics.records(program, profile, state, step) if profile else []
         _write(depth_files, profiled, None)
@@ -116,8 +114,7 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
       return _diverged(program, state, directory, say)
 
   if evaluated is None:  # the run was cut between its last save and its end
-    evaluated = _per_model({"step": total, **program.evaluated(state, 0), **lengths.evaluated(program, state)},
-                           len(files))
+    evaluated = _evaluation(program, state, total)
     profiled = diagnostics.records(program, profile, state, total) if profile else []
   evaluated = [e | diagnostics.summary(p) for e, p in zip(evaluated, profiled)] or evaluated
   finals = _finals(program, state, evaluated, recompiled)
@@ -132,6 +129,16 @@ def _batches(program, seeds, start, stack):
   ahead = stack.enter_context(stream(lambda step: program.train_batch(seeds, step), start))
   for _, batch in ahead:
     yield program.put_train(batch)
+
+
+def _evaluation(program, state, step):
+  """Returns one record per model; the last one reads all of validation, and sequences of every length."""
+  config = program.config
+  if step < config.optim.steps:
+    found = program.evaluated(state, config.train.eval_batches)
+  else:
+    found = program.evaluated(state, 0) | lengths.evaluated(program, state)
+  return _per_model({"step": step, **found}, max(1, program.seeds))
 
 
 def _records(program, state, step, clock, since, recompiled):

@@ -18,7 +18,7 @@ import traceback
 
 import jax.numpy as jnp
 
-from research import arms, exit_codes, manifest, monitor, program, runs
+from research import arms, exit_codes, manifest, monitor, program, results, runs
 from research import config as configs
 from research import seeds as many
 from research.errors import ConfigError
@@ -55,18 +55,12 @@ def run_unit(unit: dict, progress=None) -> dict:
   return done
 
 
-def finished(directory: pathlib.Path, seed: int) -> bool:
-  """Whether there is nothing left to do for a seed of an arm."""
-  out = directory / f"seed_{seed}"
-  return (out / "final.json").is_file() or (out / "diverged.json").is_file()
-
-
 def _train(unit, directory, progress):
   config, measure = _loaded(unit["config"], json.dumps(unit["overrides"], sort_keys=True))
   if not (directory / "config.json").is_file():
     manifest.write_atomically(directory / "env.json", json.dumps(monitor.environment(), indent=2).encode())
     manifest.write_atomically(directory / "config.json", configs.text_of(config).encode())
-  seeds = [seed for seed in unit["seeds"] if not finished(directory, seed)]
+  seeds = [seed for seed in unit["seeds"] if not results.finished(directory, seed)]
   code = exit_codes.DONE
   if unit["group"] and len(seeds) > 1:
     code, seeds = _together(unit, config, seeds, directory, progress, measure)
@@ -88,7 +82,10 @@ def _together(unit, config, seeds, directory, progress, measure):
   if record.is_file():
     vmapped = json.loads(record.read_text())["vmapped"]
   else:
-    vmapped = many.faster(config, tuple(seeds), print) is not None
+    built = many.faster(config, tuple(seeds), print)
+    vmapped = built is not None
+    if vmapped:
+      _keep(config, len(seeds), built)
     # What was chosen first stays chosen: the bits of a model depend on it.
     manifest.write_atomically(record, json.dumps({"seeds": seeds, "vmapped": vmapped}).encode())
   if not vmapped:
@@ -124,8 +121,7 @@ def _locked(directory, train):
 @functools.lru_cache(maxsize=4)
 def _loaded(spec, overrides):
   """Returns (config, the experiment's `measure` or None)."""
-  measure = getattr(configs.load_file(spec.partition(":")[0]), "measure", None)
-  return arms.config_of(spec, json.loads(overrides)), measure
+  return arms.config_of(spec, json.loads(overrides)), getattr(configs.module_of(spec), "measure", None)
 
 
 _PROGRAMS = {}
@@ -136,7 +132,11 @@ def _program(config, group):
   """Returns the program of an arm; the next seed of it needs nothing traced or compiled anew."""
   key = configs.text_of(config), group
   if key not in _PROGRAMS:
-    if len(_PROGRAMS) == _KEPT:
-      del _PROGRAMS[next(iter(_PROGRAMS))]
-    _PROGRAMS[key] = program.make(config, seeds=group)
+    _keep(config, group, program.make(config, seeds=group))
   return _PROGRAMS[key]
+
+
+def _keep(config, group, made):
+  if len(_PROGRAMS) == _KEPT:
+    del _PROGRAMS[next(iter(_PROGRAMS))]
+  _PROGRAMS[configs.text_of(config), group] = made

@@ -122,7 +122,7 @@ def test_an_arm_that_diverges_is_recorded_and_not_repeated(tmp_path, here):
 
 
 def test_a_tiny_model_is_a_group_that_ends_as_seeds(tmp_path, here, monkeypatch):
-  monkeypatch.setattr(unit.many, "faster", lambda config, seeds, say: True)
+  monkeypatch.setattr(unit.many, "faster", lambda config, seeds, say: programs.make(config, seeds=len(seeds)))
   argv = [f"--workdir={tmp_path}", "--vary=model.placement=pre", "--seeds=0:2", "--jobs=1", *SHORT[1:]]
   assert _main(*argv)[0] == 0 and len(_finals(tmp_path)) == 2
   assert [one["seeds"] for one in here] == [[0, 1]]
