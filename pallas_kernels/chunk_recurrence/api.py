@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import choice, compat
 from pallas_kernels.chunk_recurrence import backends, check, reference
-from pallas_kernels.chunk_recurrence.plan import default_chunk, Inputs, Plan
+from pallas_kernels.chunk_recurrence.plan import default_chunk, default_group, Inputs, Plan
 
 # Dims: B batch, T tokens, H value heads, G key heads, K key width, V value width, N chunks.
 
@@ -116,11 +116,12 @@ def _plan(q, v, g, beta, segment_ids, scale, reverse, chunk, platform, precision
   decay = "none" if g is None else "vector" if len(g.shape) == 4 else "scalar"
   delta = beta is not None
   dtype = jnp.dtype(v.dtype).name
+  chunk = chunk or default_chunk(decay, delta, K, V, T, dtype, platform)
   return Plan(decay=decay, delta=delta, packed=segment_ids is not None, B=B, T=T, H=H, G=G, K=K, V=V,
               dtype=dtype, scale=K**-0.5 if scale is None else float(scale),
-              chunk=chunk or default_chunk(decay, delta, K, V, T, dtype, platform), reverse=bool(reverse),
-              precision=precision, save_states="save" if save_states == "auto" else save_states,
-              forward="", backward="")
+              chunk=chunk, reverse=bool(reverse), precision=precision,
+              save_states="save" if save_states == "auto" else save_states, forward="", backward="",
+              group=default_group(B * H, max(K, V), chunk, platform))
 
 
 def _pack(inputs, segment_ids):

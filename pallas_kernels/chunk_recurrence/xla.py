@@ -1,14 +1,15 @@
 """The chunked form in plain jnp: runs on every device, and is what CPUs train on.
 
-All chunks are weighed at once (batched matmuls over N x B x H blocks of C rows); only the recurrence of
-the states is sequential, a scan over N chunks that costs one multiply-add per state without the delta
-rule and two K x V x C matmuls with it. The backward recomputes what is inside a chunk and reads one
+The chunks of a group are weighed at once (batched matmuls over n x B x H blocks of C rows); the recurrence
+of the states is sequential, a scan over n chunks that costs one multiply-add per state without the delta
+rule and two K x V x C matmuls with it. A group is all chunks, on CPUs as many as caches hold. The backward recomputes what is inside a chunk and reads one
 saved state per chunk, 2 K V / C numbers per token and head instead of the 3 C of the score matrices.
 
 Everything is laid out [N, B*H, C, D] once on entry, so that the scan slices its leading axis and every
 matmul is a contiguous batch; XLA's CPU backend turns any other order into copies around each product.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -50,13 +51,14 @@ def forward(plan: Plan, inputs: Inputs, walk=None):
   Returns:
     (o_BTHV in v's dtype, final state_BHKV, entry states of the chunks [N,B,H,K,V] in v's dtype).
   """
-  blocks = _cut_inputs(plan, inputs)
-  chunk, u, w = _prepare(plan, blocks)
-  o_NMCV, S_NMKV, S_MKV = (walk or _walk)(chunk, u, w, _merge_heads(inputs.state))
-  states = S_NMKV.astype(inputs.v.dtype)
+  def of_group(S_MKV, blocks):
+    chunk, u, w = _prepare(plan, blocks)
+    o_NMCV, S_NMKV, S_MKV = (walk or _walk)(chunk, u, w, S_MKV)
+    return S_MKV, (o_NMCV.astype(inputs.v.dtype), S_NMKV.astype(inputs.v.dtype))
+
+  S_MKV, (o_NMCV, states) = _by_group(plan, of_group, _merge_heads(inputs.state), _cut_inputs(plan, inputs))
   shape = inputs.state.shape
-  return (_join(plan, o_NMCV).astype(inputs.v.dtype), S_MKV.reshape(shape),
-          states.reshape(plan.chunks, *shape))
+  return _join(plan, o_NMCV), S_MKV.reshape(shape), states.reshape(plan.chunks, *shape)
 
 
 def backward(plan: Plan, inputs: Inputs, states, do_BTHV, dstate_BHKV, walk_back=None) -> Inputs:
@@ -72,19 +74,52 @@ def backward(plan: Plan, inputs: Inputs, states, do_BTHV, dstate_BHKV, walk_back
     Cotangents in the shape of `inputs`, None for the segment ids.
   """
   blocks = _cut_inputs(plan, inputs)
+  if states is None:
+    states = forward(plan, inputs)[2]
+  states = states.reshape(plan.chunks, -1, plan.K, plan.V)
+  do_NMCV = _cut(plan, do_BTHV.astype(blocks.v_NMCV.dtype), plan.H)
+  pull = functools.partial(_pull, plan, walk_back or _walk_back)
+  dS_MKV, grads = _by_group(plan, pull, _merge_heads(dstate_BHKV), (blocks, states, do_NMCV), reverse=True)
+  dq, dk, dv, dg, dbeta = grads
+  like = lambda d, x: None if x is None else _join(plan, d).reshape(x.shape).astype(x.dtype)
+  return Inputs(_join_keys(plan, dq).astype(inputs.q.dtype), _join_keys(plan, dk).astype(inputs.k.dtype),
+                like(dv, inputs.v), like(dg, inputs.g), like(dbeta, inputs.beta),
+                dS_MKV.reshape(inputs.state.shape), None)
+
+
+def _by_group(plan, of_group, carry, blocks, reverse=False):
+  """Scans `of_group` over groups of `plan.group` chunks: (carry, what it made of all chunks).
+
+  What does not fill a group is a shorter one at the end.
+  """
+  N, size = plan.chunks, plan.group or plan.chunks
+  if N <= size:
+    return of_group(carry, blocks)
+  whole = N - N % size
+  cut = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), blocks)
+  rest = jax.tree.map(lambda x: x[whole:], blocks)
+  if reverse and N > whole:
+    carry, last = of_group(carry, rest)
+  carry, made = jax.lax.scan(of_group, carry, cut, reverse=reverse)
+  made = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), made)
+  if N == whole:
+    return carry, made
+  if not reverse:
+    carry, last = of_group(carry, rest)
+  return carry, jax.tree.map(lambda *x: jnp.concatenate(x), made, last)
+
+
+def _pull(plan, walk_back, dS_MKV, group):
+  """Takes the gradient of a group's exit state to (that of its entry state, those of q, k, v, g, beta)."""
+  blocks, states, do_NMCV = group
   weighed = lambda q, k, v, g, beta: _prepare(plan, blocks._replace(
       q_NMCK=q, k_NMCK=k, v_NMCV=v, g_NMCW=g, beta_NMC1=beta))
   (chunk, u, w), pull = jax.vjp(weighed, *blocks[:5])
   fed = u.dtype
-  if states is None:
-    u, S_NMKV, _ = _states(chunk, u, w, _merge_heads(inputs.state))
-  else:
-    S_NMKV = states.reshape(plan.chunks, -1, plan.K, plan.V).astype(inputs.state.dtype)
-    if w is not None:
-      u = (u - dot(w, S_NMKV.astype(fed))).astype(fed)
-
-  do_NMCV = _cut(plan, do_BTHV.astype(fed), plan.H)
-  du, dS_exit, dS_MKV = (walk_back or _walk_back)(chunk, w, do_NMCV, _merge_heads(dstate_BHKV))
+  S_NMKV = states.astype(plan.state_dtype)
+  if w is not None:
+    u = (u - dot(w, S_NMKV.astype(fed))).astype(fed)
+  du, dS_exit, dS_MKV = walk_back(chunk, w, do_NMCV, dS_MKV)
   S_fed, dS_fed, u_fed = S_NMKV.astype(fed), dS_exit.astype(fed), u.astype(fed)
   dkeep = jnp.sum(dS_exit * S_NMKV, axis=-1, keepdims=True)
   if chunk.keep_W1.shape[-2] == 1:
@@ -97,11 +132,7 @@ def backward(plan: Plan, inputs: Inputs, states, do_BTHV, dstate_BHKV, walk_back
       mix_CC=dot(do_NMCV, transpose(u_fed)),
       erase_CC=None if w is None else jnp.zeros_like(chunk.erase_CC))
   dw = None if w is None else -dot(du.astype(fed), transpose(S_fed)).astype(w.dtype)
-  dq, dk, dv, dg, dbeta = pull((dchunk, du.astype(fed), dw))
-  like = lambda d, x: None if x is None else _join(plan, d).reshape(x.shape).astype(x.dtype)
-  return Inputs(_join_keys(plan, dq).astype(inputs.q.dtype), _join_keys(plan, dk).astype(inputs.k.dtype),
-                like(dv, inputs.v), like(dg, inputs.g), like(dbeta, inputs.beta),
-                dS_MKV.reshape(inputs.state.shape), None)
+  return dS_MKV, pull((dchunk, du.astype(fed), dw))
 
 
 def _prepare(plan, blocks):
