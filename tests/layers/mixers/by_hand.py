@@ -16,6 +16,10 @@ def silu(z):
   return z * sigmoid(z)
 
 
+def gelu(z):
+  return 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
+
+
 def softplus(z):
   return np.logaddexp(0, z)
 
