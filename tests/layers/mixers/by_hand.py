@@ -16,6 +16,10 @@ def silu(z):
   return z * sigmoid(z)
 
 
+def gelu(z):
+  return 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
+
+
 def softplus(z):
   return np.logaddexp(0, z)
 
@@ -80,3 +84,22 @@ def error(got, want):
   assert jax.tree.structure(got) == jax.tree.structure(want)
   return max(np.linalg.norm(g - w) / np.linalg.norm(w)
              for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
+
+
+def bit_linear(p, x, ternary=True):
+  """Returns the map of layers/bit_linear.py with its parameters p."""
+  x, w = rms(x, p["norm"]["scale"], 1e-8), p["kernel"]
+  if ternary:
+    step = np.maximum(np.abs(x).max(-1, keepdims=True), 1e-5) / 127
+    scale = max(np.abs(w).mean(), 1e-5)
+    x, w = np.clip(np.round(x / step), -128, 127) * step, np.clip(np.round(w / scale), -1, 1) * scale
+  return x @ w
+
+
+def scan(a, x, h):
+  """Returns (h_t = a_t h_{t-1} + x_t at every token, the last); a may be one for all tokens."""
+  y = np.zeros(np.broadcast_shapes(a.shape, x.shape), np.result_type(a, x, h))
+  for t in range(x.shape[1]):
+    h = (a[:, t] if a.ndim == x.ndim else a) * h + x[:, t]
+    y[:, t] = h
+  return y, h
