@@ -88,7 +88,7 @@ def claims():
   return [
       Claim(id="two_reflections_count_modulo_3", **common, kind="threshold", bound="0.9 accuracy",
             statement="Two factors with beta up to 2 count modulo 3 in one layer, at 4 times the length, in every seed",
-            paper_value="a product of two reflections has the complex eigenvalues that counting modulo 3 needs (theory)"),
+            paper_value="a product of two reflections has the complex eigenvalues that it needs (theory)"),
       Claim(id="one_reflection_does_not_count_modulo_3", **common, against="one_factor", margin="0.3 accuracy",
             statement="Two factors beat one, both with beta up to 2, in counting modulo 3 at 4 times the length",
             paper_value="one layer of symmetric factors cannot count modulo 3 (theory)"),

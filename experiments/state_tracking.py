@@ -88,7 +88,7 @@ def claims():
   common = dict(paper=PAPER, year=2024, metric="eval/accuracy_at_4x", better="higher", seeds=5, arm="two_negative")
   return [
       Claim(id="two_reflections_solve_s3", **common, kind="threshold", bound="0.95 accuracy",
-            statement="Two factors with beta up to 2 solve S3 in one layer, at 4 times the training length, in every seed",
+            statement="Two factors with beta up to 2 solve S3 in one layer, at 4 times the length, in every seed",
             paper_value="products of two reflections make every rotation; S3 is solved by them (unverified digits)"),
       Claim(id="one_reflection_does_not_solve_s3", **common, against="one_negative", margin="0.3 accuracy",
             statement="Two factors per token beat one where beta reaches to 2, on S3 at 4 times the length",
