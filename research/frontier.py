@@ -14,6 +14,7 @@ from research import compare, panels, sweep_plots
 from research import config as configs
 from research.panels import PRINT
 
+SPAN = 4  # largest over smallest cost beyond which its axis is logarithmic
 UNITS = {"count/state_bytes": "bytes per sequence", "time/step_ms": "ms", "decode/ms": "ms"}
 
 
@@ -61,7 +62,7 @@ def figure(values: dict, path: pathlib.Path, *, metric: str, costs: tuple[str, .
   means = compare.means({arm: of_arm.get(metric, {}) for arm, of_arm in values.items()})
   paid = {cost: {arm: m.mean for arm, m in compare.means({a: v.get(cost, {}) for a, v in values.items()}).items()}
           for cost in costs}
-  made, axes = sweep_plots.new_figure(1.6 + 4.4 * len(costs), 4.6, len(costs))
+  made, axes = sweep_plots.new_figure(1.6 + 4.4 * len(costs), max(4.6, 0.8 + 0.18 * len(order)), len(costs))
   for one, cost in zip([axes] if len(costs) == 1 else axes, costs):
     points = {arm: (paid[cost][arm], m.mean) for arm, m in means.items()
               if math.isfinite(m.mean) and math.isfinite(paid[cost][arm])}
@@ -84,7 +85,8 @@ def panel(axes, points: dict, intervals: dict, order: list[str], better: str) ->
     axes.plot([cost], [mean], marker=look["marker"], color=look["color"], markersize=7, linestyle="none")
     if intervals.get(arm):
       axes.plot([cost, cost], intervals[arm], color=look["color"], linewidth=1.6)
-  if points and min(x for x, _ in points.values()) > 0:
+  paid = [x for x, _ in points.values()]
+  if points and max(paid) > SPAN * min(paid) > 0:
     panels.log(axes, "x")
 
 
