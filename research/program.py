@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from research import build, count, diagnostics, initialize, lengths, optim, sample, sharding
+from research import build, count, decode, diagnostics, initialize, lengths, optim, sample, sharding
 from research import state as states
 from research import step as steps
 from research.errors import ConfigError, shown
@@ -100,6 +100,25 @@ class Program(NamedTuple):
       sums = self.evaluate(state, batch)
       total = {k: total.get(k, 0.0) + np.asarray(v, np.float64) for k, v in sums.items()}
     return {f"eval/{k}": v[..., 0] / v[..., 1] for k, v in total.items()}
+
+  def measured(self, state, task=None, limit: int = 0) -> dict[str, float]:
+    """Returns metric -> mean over validation batches of one model, for the `measure` of an experiment.
+
+    Args:
+      state: of one model, without the axis of seeds.
+      task: with the batch size of the program's own, say one of longer sequences; None takes the program's.
+      limit: batches to read; 0 reads all there are.
+    """
+    task = task or self.task
+    def evaluate(state, batch):
+      batch = task.batch("validation", batch) if task.on_device else batch
+      return steps.eval_step(state, batch, model=self.model, task=task)
+    one = self._replace(task=task, seeds=0, evaluate=jax.jit(evaluate))
+    return {k: float(v) for k, v in one.evaluated(state, limit).items()}
+
+  def decode_times(self, state) -> dict[str, float]:
+    """Returns milliseconds per decoded token: research/decode.py, for the `measure` of an experiment."""
+    return decode.times(self, state)
 
 
 def check_train(train) -> None:

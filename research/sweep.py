@@ -56,7 +56,10 @@ def main(argv=None) -> int:
     if code == exit_codes.DONE and given.units and (left := plan.units(asked, group=False)):
       print(f"{len(left)} units are left for the other parts; without --units the same command then compares them.")
     elif code == exit_codes.DONE:
-      sweep_table.show(asked, plan.collect(asked), given.metric, _against(given, asked))
+      found = plan.collect(asked)
+      sweep_table.show(asked, found, given.metric, _against(given, asked))
+      from research import frontier
+      frontier.draw(asked, found)
     return code or (exit_codes.CRASH if failed else exit_codes.DONE)
   except ConfigError as error:
     print(f"error: {error}", file=sys.stderr)

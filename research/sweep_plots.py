@@ -25,11 +25,11 @@ def curves(runs: dict[str, list[list[dict]]], path: pathlib.Path, *, metric: str
   """
   lines = {arm: panels.line([points(records, metric) for records in of_seed]) for arm, of_seed in runs.items()}
   order = list(runs)
-  figure, axes = _figure(6.8, 4.2)
+  figure, axes = new_figure(6.8, 4.2)
   panels.curves(axes, {order.index(arm): one for arm, one in lines.items() if one}, PRINT, marks=True)
   panels.style(axes, PRINT, title=title or metric, x="step", y=f"{metric} ({unit})" if unit else metric)
   _legend(axes, order)
-  _save(figure, path, ("arm", "step", "mean", "least", "greatest", "seeds"),
+  save(figure, path, ("arm", "step", "mean", "least", "greatest", "seeds"),
         [(arm, x, mean, low, high, one.seeds) for arm, one in lines.items() if one
          for x, mean, low, high in zip(*(row.tolist() for row in one[:4]))])
 
@@ -60,7 +60,7 @@ def finals(results: Results, path: pathlib.Path, *, metric: str = "eval/loss", a
   # The baseline has a row in both panels, so that they have the same rows.
   right = [(order.index(arm), arm, list(d.values.values()), d.mean, d.interval)
            for arm, d in ((arm, apart.get(arm, compare.Mean({}, math.nan, None))) for arm in order)] if apart else []
-  figure, axes = _figure(9.6 if right else 5.6, 1.5 + 0.5 * len(order), 2 if right else 1)
+  figure, axes = new_figure(9.6 if right else 5.6, 1.5 + 0.5 * len(order), 2 if right else 1)
   for one, rows, head in zip(np.atleast_1d(axes), (left, right), (title or metric, f"difference from {against}")):
     panels.dots(one, rows, PRINT, zero=rows is right)
     panels.style(one, PRINT, title=head, x=f"{metric} ({unit})" if unit else metric)
@@ -70,7 +70,7 @@ def finals(results: Results, path: pathlib.Path, *, metric: str = "eval/loss", a
            for what, value in zip(("mean", "low", "high"), (m.mean, *(m.interval or ())))]
   rows += [(arm, f"difference {what}", "", value) for arm, d in apart.items()
            for what, value in zip(("mean", "low", "high"), (d.mean, *(d.interval or ())))]
-  _save(figure, path, ("arm", "what", "seed", "value"), rows)
+  save(figure, path, ("arm", "what", "seed", "value"), rows)
 
 
 def claim_figure(record: dict, path: pathlib.Path) -> None:
@@ -80,10 +80,10 @@ def claim_figure(record: dict, path: pathlib.Path) -> None:
     record: as research/judge.py makes it.
     path: of the PNG.
   """
-  figure, axes = _figure(6.4, 4.2)
+  figure, axes = new_figure(6.4, 4.2)
   claim(axes, record, PRINT)
   scale = dict(zip(record["arms"], record.get("scale") or []))
-  _save(figure, path, ("arm", "scale", "seed", record["metric"]),
+  save(figure, path, ("arm", "scale", "seed", record["metric"]),
         [(arm, scale.get(arm, ""), seed, value) for arm, of_seed in record["values"].items()
          for seed, value in of_seed.items()])
 
@@ -146,7 +146,8 @@ def _effect(record) -> str:
   return panels.short(f"{text}, {asked} {record.get(asked, '')}", 72)
 
 
-def _figure(width, height, columns=1):
+def new_figure(width, height, columns=1):
+  """Returns a figure of that many inches, and its axes or row of axes."""
   from matplotlib.figure import Figure
   figure = Figure(figsize=(width, height), dpi=144, layout="constrained")  # draws by Agg, whatever pyplot is set to
   return figure, figure.subplots(1, columns)
@@ -159,7 +160,8 @@ def _legend(axes, names):
               [plain(panels.short(name, 40)) for name in names], frameon=False, fontsize=8.5)
 
 
-def _save(figure, path, head, rows):
+def save(figure, path, head, rows):
+  """Writes a figure as PNG, and the numbers that it shows beside it as CSV."""
   path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path)
   text = io.StringIO()

@@ -1,7 +1,7 @@
 """DeltaProduct: several corrections of the memory per token, so that its map may rotate.
 
 Per head, with N unit keys k_{t,n}, values v_{t,n} and strengths beta_{t,n} per token, after
-a causal convolution and silu on q, k and v, the state is K x V:
+a causal convolution and silu (or another activation) on q, k and v, the state is K x V:
 
     S <- a_t S_{t-1}                      a_t = exp(-A_h softplus(u_h . x_t + b_h)), or 1
     S <- S + beta_{t,n} k_{t,n} (v_{t,n} - S^T k_{t,n})^T        n = 1..N, then S_t = S
@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from layers import conv_heads, step_decay
+from layers.activations import activation
 from layers.l2_norm import l2_norm
 from layers.norms.rms_norm import RMSNorm
 from pallas_kernels.chunk_recurrence import chunk_recurrence
@@ -56,6 +57,7 @@ class DeltaProduct(nn.Module):
     forget_gate: whether the memory fades; without, a_t = 1.
     negative_eigenvalues: whether beta reaches to 2 instead of 1.
     conv: width of the convolutions, in tokens; 0 leaves them out.
+    activation: of q, k and v, a name of layers/activations.py.
     chunk: micro-steps per chunk, a power of two; 0 takes the kernel's measured choice.
     backend: of the kernel, "auto" or a name that it knows.
     dtype: dtype of the projections. Decays, beta and state stay in float32.
@@ -68,6 +70,7 @@ class DeltaProduct(nn.Module):
   forget_gate: bool = True
   negative_eigenvalues: bool = True
   conv: int = 4
+  activation: str = "silu"
   chunk: int = 0
   backend: str = "auto"
   dtype: jnp.dtype = jnp.float32
@@ -88,7 +91,7 @@ class DeltaProduct(nn.Module):
     def project(name, heads, width):
       return conv_heads.project(
           x_BTD, name, heads, width, conv=self.conv, past=past, segment_ids=segment_ids,
-          dtype=self.dtype, activation=nn.silu)
+          dtype=self.dtype, activation=activation(self.activation))
 
     q_BTHK, past_q = project("query", self.heads, self.key_dim)
     k_BTMK, past_k = project("key", M, self.key_dim)

@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from layers import conv_heads
+from layers import conv_heads, probe
 from layers.l2_norm import l2_norm
 from layers.norms.rms_norm import RMSNorm
 from pallas_kernels.chunk_recurrence import chunk_recurrence
@@ -47,6 +47,23 @@ def hedgehog(x_BTHK, map_HKK):
   y_BTHK = jnp.einsum("bthk,hkj->bthj", x_BTHK, map_HKK.astype(x_BTHK.dtype))
   both = jax.nn.softmax(y_BTHK.astype(jnp.float32)), jax.nn.softmax(-y_BTHK.astype(jnp.float32))
   return jnp.concatenate(both, axis=-1).astype(x_BTHK.dtype)
+
+
+def entropy(f_BTHF, g_BTHF, segment_ids_BT=None):
+  """Returns the entropy [B, T] in nats of what each token reads, mean over heads.
+
+  Args:
+    f_BTHF, g_BTHF: features of queries and keys, none negative.
+    segment_ids_BT: tokens read only from their own segment; None is one segment.
+  """
+  T = f_BTHF.shape[1]
+  seen_BTT = jnp.tril(jnp.ones((1, T, T), bool))
+  if segment_ids_BT is not None:
+    seen_BTT &= segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+  scores_BHTT = jnp.einsum("bthf,bshf->bhts", f_BTHF, g_BTHF, preferred_element_type=jnp.float32)
+  scores_BHTT = jnp.where(seen_BTT[:, None], scores_BHTT, 0.0)
+  p_BHTT = scores_BHTT / (jnp.sum(scores_BHTT, axis=-1, keepdims=True) + EPS)
+  return jnp.mean(jnp.sum(jax.scipy.special.entr(p_BHTT), axis=-1), axis=1)
 
 
 PLAIN = {"elu1": lambda x: 1 + nn.elu(x), "relu": nn.relu, "identity": lambda x: x, "l2": l2_norm,
@@ -117,8 +134,11 @@ class LinearAttention(nn.Module):
     if self.denominator:  # z is the S of a value that is always one
       v_BTHV = jnp.concatenate([v_BTHV, jnp.ones_like(v_BTHV[..., :1])], axis=-1)
 
+    f_BTHF, g_BTHF = self._features(q_BTHK, "query"), self._features(k_BTHK, "key")
+    if self.denominator and state is None:  # the rows that an older state has read are gone
+      probe.show(self, "attention_entropy_BT", lambda: entropy(f_BTHF, g_BTHF, segment_ids))
     y_BTHV, S_BHKV = chunk_recurrence(
-        self._features(q_BTHK, "query"), self._features(k_BTHK, "key"), v_BTHV,
+        f_BTHF, g_BTHF, v_BTHV,
         scale=1.0 if self.denominator else self.key_dim**-0.5, initial_state=past.get("S_BHKV"),
         segment_ids=segment_ids, return_final_state=True, chunk=self.chunk or None,
         backend=self.backend)

@@ -13,6 +13,7 @@ from tests.layers import toy
 from tests.layers.mixers import by_hand
 
 H, K, V = 2, 3, 4
+ACTIVATIONS = {"silu": by_hand.silu, "identity": lambda y: y}
 
 
 @functools.cache
@@ -27,7 +28,7 @@ def _by_hand(layer, params, x, state):
   p, state, past = by_hand.wide(params["params"]), by_hand.wide(state), {}
   N, parts = layer.householder, []
   for name, heads in (("query", H), ("key", N * H), ("value", N * H)):
-    part, final = by_hand.project(p, name, x, state, heads)
+    part, final = by_hand.project(p, name, x, state, heads, ACTIVATIONS[layer.activation])
     parts, past = parts + [part], past | final
   q, k, v = by_hand.unit(parts[0]), by_hand.unit(parts[1]), parts[2]
   beta = by_hand.sigmoid(x @ p["beta"]["kernel"]) * (2 if layer.negative_eigenvalues else 1)
@@ -47,7 +48,8 @@ def _by_hand(layer, params, x, state):
 
 
 @pytest.mark.parametrize("fields", [
-    dict(conv=3), dict(conv=0, householder=3, forget_gate=False, negative_eigenvalues=False)],
+    dict(conv=3),
+    dict(conv=0, householder=3, forget_gate=False, negative_eigenvalues=False, activation="identity")],
     ids=["conv", "options"])
 def test_the_mixer_is_the_equations_of_its_docstring(fields):
   layer, run = _layer(**fields)

@@ -85,3 +85,19 @@ def test_hedgehog_starts_from_the_identity():
 def test_features_that_are_unknown_or_cannot_be_divided_by_are_refused(fields, words):
   with pytest.raises(ValueError, match=words):
     jax.eval_shape(la.LinearAttention(**fields).init, jax.random.key(0), jnp.zeros((1, 2, 3)))
+
+
+@pytest.mark.parametrize("name", ["elu1", "hedgehog"])
+def test_the_entropy_shown_is_that_of_the_weights_of_earlier_tokens(name):
+  layer = la.LinearAttention(heads=H, key_dim=K, value_dim=V, feature_map=name)
+  x = by_hand.tokens(7)
+  params = toy.parameters(layer, 8, x)
+  ids = np.where(np.arange(x.shape[1]) < 2, 0, 1) + np.zeros((len(x), 1), np.int32)
+  _, shown = jax.jit(lambda p, x: layer.apply({"params": p}, x, None, ids, mutable=["depth"]))(params, x)
+
+  p = by_hand.wide(params)
+  q, k = (by_hand.project(p, n, x, {}, H, lambda y: y)[0] for n in ("query", "key"))
+  weight = np.tril(_scores(name, q, k, p)) * (ids[:, None, :, None] == ids[:, None, None, :])
+  weight /= weight.sum(-1, keepdims=True)
+  want = -np.sum(weight * np.log(np.where(weight > 0, weight, 1.0)), axis=-1).mean(axis=1)
+  np.testing.assert_allclose(shown["depth"]["attention_entropy_BT"][0], want, rtol=1e-4, atol=1e-5)

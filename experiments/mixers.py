@@ -1,0 +1,145 @@
+r"""Which token mixer models text best, and what does each cost in time and in state?
+
+Every mixer in one small byte-level language model: two layers, the same steps on the same text. First each in the
+shape that its paper gives it, then, with the suffix _state, all with 16 KiB of state per layer. The channel mixer's
+width gives all of them the same number of parameters, to 2 %.
+
+    python -m research.sweep --config=mixers --seeds=0:3
+    python -m research.verify mixers
+
+The sweep's figures/frontier-eval-loss.png shows the loss against state, time of a training step and time of a
+decoded token; the CSV beside it is the table. A mixer is added by a line in MIXERS, and one in AT_STATE if its
+state has another size; tests/research/mixers_page_test.py says which width of the channel mixer fits.
+
+cpu: 2 cores, not measured
+smoke: 2 cores, not measured
+"""
+
+import ml_collections
+
+from research.claims import Claim
+
+PRESETS = ("cpu", "smoke")
+FAMILY = "recurrences"
+FRONTIER = {"eval/loss": ("count/state_bytes", "time/step_ms", "decode/ms")}
+
+
+def _line(name, hidden, **fields):
+  return {"model.mixer.name": name, "model.channel.hidden": hidden} | {f"model.mixer.{k}": v for k, v in fields.items()}
+
+
+# Shapes as the papers have them, at width 64 with two heads, Mamba-2 with four. The first line has the parameters
+# that the others are matched to by their channel mixer's width.
+MIXERS = {
+    "attention": _line("attention.Attention", 176, head_dim=32, max_tokens=128),
+    "linear_attention": _line("linear_attention.LinearAttention", 176),
+    "unit_linear": _line("linear_attention.LinearAttention", 168, feature_map="l2", denominator=False, output_norm=True,
+                         conv=4),
+    "based": _line("linear_attention.LinearAttention", 208, feature_map="taylor", key_dim=8, conv=4),
+    "hedgehog": _line("linear_attention.LinearAttention", 152, feature_map="hedgehog"),
+    "retention": _line("retention.Retention", 88, value_dim=64),
+    "simple_gla": _line("simple_gla.SimpleGatedLinearAttention", 152),
+    "gla": _line("gla.GLA", 168, key_dim=16),
+    "mamba2": _line("mamba2.Mamba2", 104, heads=4),
+    "hgrn2": _line("hgrn2.HGRN2", 176),
+    "delta_net": _line("delta_net.DeltaNet", 168),
+    "gated_delta_net": _line("gated_delta_net.GatedDeltaNet", 80, value_dim=64),
+    "delta_product": _line("delta_product.DeltaProduct", 104),
+    "kda": _line("kda.KDA", 128),
+}
+# The same mixers where their state has to change to be 16 KiB in a layer, to 5 %: two heads of 32 x 64 numbers,
+# fewer where convolutions keep inputs as well. Retention has that size above.
+AT_STATE = {
+    "attention": _line("attention.Attention", 176, head_dim=32, window=33, max_tokens=32),
+    "linear_attention": _line("linear_attention.LinearAttention", 136, value_dim=63),
+    "unit_linear": _line("linear_attention.LinearAttention", 136, feature_map="l2", denominator=False, output_norm=True,
+                         conv=4, key_dim=26, value_dim=64),
+    "based": _line("linear_attention.LinearAttention", 216, feature_map="taylor", key_dim=8, value_dim=25, conv=4),
+    "hedgehog": _line("linear_attention.LinearAttention", 160, feature_map="hedgehog", value_dim=31),
+    "simple_gla": _line("simple_gla.SimpleGatedLinearAttention", 96, key_dim=26, value_dim=64),
+    "gla": _line("gla.GLA", 80, value_dim=64),
+    "mamba2": _line("mamba2.Mamba2", 104, heads=4, key_dim=28),
+    "hgrn2": _line("hgrn2.HGRN2", 136, value_dim=64),
+    "delta_net": _line("delta_net.DeltaNet", 136, key_dim=26, value_dim=64),
+    "gated_delta_net": _line("gated_delta_net.GatedDeltaNet", 96, key_dim=26, value_dim=64),
+    "delta_product": _line("delta_product.DeltaProduct", 40, key_dim=22, value_dim=64),
+    "kda": _line("kda.KDA", 32, key_dim=26, value_dim=64),
+}
+
+
+def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+
+  config.task = ml_collections.ConfigDict()
+  config.task.name = "text.Bytes"
+  config.task.dataset = "stdlib"
+  config.task.tokens = 128
+  config.task.batch_size = 8 # sequences, over all hosts
+  config.task.seed = 0
+
+  config.model = ml_collections.ConfigDict()
+  config.model.name = "lm.LM"
+  config.model.depth = 2
+  config.model.width = 64
+  config.model.placement = "pre"
+
+  config.model.mixer = ml_collections.ConfigDict()
+  config.model.mixer.name = "linear_attention.LinearAttention"
+  config.model.mixer.heads = 2
+  config.model.mixer.key_dim = 32
+  config.model.mixer.value_dim = 32
+
+  config.model.channel = ml_collections.ConfigDict()
+  config.model.channel.name = "glu.GLU"
+  config.model.channel.hidden = 176
+
+  config.model.norm = ml_collections.ConfigDict()
+  config.model.norm.name = "rms_norm.RMSNorm"
+
+  config.optim = ml_collections.ConfigDict()
+  config.optim.name = "adamw"
+  config.optim.lr = 3e-3
+  config.optim.warmup = {"smoke": 5, "cpu": 30}[preset]  # steps
+  config.optim.steps = {"smoke": 30, "cpu": 300}[preset]
+  config.optim.final = 0.05  # of lr
+  config.optim.b2 = 0.98
+  config.optim.weight_decay = 0.1
+  config.optim.clip = 1.0  # global norm
+
+  config.train = ml_collections.ConfigDict()
+  config.train.log_every = 20  # steps
+  config.train.eval_every = 0
+  config.train.eval_batches = 64
+  config.train.save_every = 300  # steps
+
+  return config
+
+
+def arms():
+  return MIXERS | {f"{name}_state": line for name, line in AT_STATE.items()}
+
+
+def measure(program, state) -> dict[str, float]:
+  """Returns milliseconds per decoded token at the start of a text and 10,000 tokens later."""
+  return program.decode_times(state)
+
+
+def claims():
+  common = dict(seeds=3, better="lower")
+  loss = dict(common, metric="eval/loss", arm="gated_delta_net", margin="0.01 nats", match="parameters", year=2024,
+              paper="Gated Delta Networks: Improving Mamba2 with Delta Rule")
+  constant = dict(common, metric="decode/growth", kind="threshold", bound="1.2 times", year=2020,
+                  paper="Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention",
+                  paper_value="constant time and memory per generated token (abstract)")
+  return [
+      Claim(id="decoding_takes_constant_time", **constant, arm="linear_attention",
+            statement="After 10,000 tokens linear attention decodes one within 1.2 times the time at the start"),
+      Claim(id="gated_delta_decodes_in_constant_time", **constant, arm="gated_delta_net",
+            statement="After 10,000 tokens Gated DeltaNet decodes one within 1.2 times the time at the start"),
+      Claim(id="gated_delta_beats_mamba2", **loss, against="mamba2",
+            statement="Gated DeltaNet has a lower loss than Mamba-2 on bytes, at equal parameters",
+            paper_value="1.3B: perplexity 16.42 against 16.56 on WikiText (unverified)"),
+      Claim(id="gated_delta_beats_delta_net", **loss, against="delta_net",
+            statement="Gated DeltaNet has a lower loss than DeltaNet on bytes, at equal parameters",
+            paper_value="1.3B: perplexity 16.42 against 17.71 on WikiText (unverified)"),
+  ]
