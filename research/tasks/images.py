@@ -22,6 +22,11 @@ def tokens(images_BHWC: np.ndarray, patch: int) -> np.ndarray:
   return grid.swapaxes(2, 3).reshape(B, H * W // patch**2, patch**2 * C)
 
 
+def scrambled(count: int) -> np.ndarray:
+  """Returns the one order in which permuted images of `count` tokens are read."""
+  return np.random.default_rng(0).permutation(count)
+
+
 @dataclasses.dataclass(frozen=True)
 class Images:
   """Which class an image belongs to.
@@ -33,6 +38,8 @@ class Images:
     download: whether a TFDS data set that is not there is fetched and prepared.
     layout: "pixels" makes a token of every pixel, "patches" of every patch.
     patch: side of a patch, in pixels; not looked at for pixels.
+    permuted: whether tokens come in one scrambled order, the same for every image and
+      every seed, in which neighbours are far apart.
     batch_size: images over all hosts.
     seed: of the order of the data.
   """
@@ -44,6 +51,7 @@ class Images:
   download: bool = False
   layout: str = "pixels"
   patch: int = 2
+  permuted: bool = False
   batch_size: int = 64
   seed: int = 0
 
@@ -54,6 +62,7 @@ class Images:
     prepared.check_name(self.dataset)
     fields.one_of("layout", self.layout, ("pixels", "patches"))
     fields.whole("patch", self.patch, 1, 2**12, "it is the side of a patch in pixels")
+    fields.one_of("permuted", self.permuted, (False, True))
     fields.batch(self.batch_size, self.seed, 64)
 
   @functools.cached_property
@@ -92,6 +101,8 @@ class Images:
     for b, i in enumerate(index_B):
       images_BHWC[b], labels_B[b] = examples.read(int(i))
     inputs_BTD = tokens(images_BHWC, self.patch if self.layout == "patches" else 1)
+    if self.permuted:
+      inputs_BTD = inputs_BTD[:, scrambled(inputs_BTD.shape[1])]
     return {"inputs": inputs_BTD, "labels": labels_B, "weights": weights_B}
 
   def loss(self, outputs, batch):
@@ -106,4 +117,4 @@ class Images:
     """Identity of the data and of its order."""
     order = [int(self._order[i]) for i in range(8)]
     return self._images.identity | {"batch_size": self.batch_size, "seed": self.seed,
-                                    "order": order}
+                                    "order": order, "permuted": self.permuted}

@@ -24,6 +24,20 @@ def softplus(z):
   return np.logaddexp(0, z)
 
 
+def gelu(z):
+  return 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
+
+
+def affine(p, x):
+  return x @ p["kernel"] + p["bias"]
+
+
+def gated_output(p, y):
+  """Returns what state spaces make of their outputs: gelu, then a map times a gate."""
+  y = gelu(y)
+  return affine(p["out"], y) * sigmoid(affine(p["gate"], y))
+
+
 def unit(x):
   return x / np.sqrt(np.sum(x * x, -1, keepdims=True) + 1e-6)
 

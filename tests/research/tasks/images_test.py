@@ -85,6 +85,18 @@ def test_an_epoch_is_a_permutation_and_the_next_is_another():
   assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
 
 
+def test_permuted_pixels_are_those_of_the_image_in_one_order_for_all():
+  plain, permuted = Images(batch_size=100), Images(batch_size=100, permuted=True)
+  for split in ("train", "validation"):
+    straight, scrambled = (task.batch(split, 1) for task in (plain, permuted))
+    np.testing.assert_array_equal(scrambled["inputs"], straight["inputs"][:, images.scrambled(64)])
+    np.testing.assert_array_equal(scrambled["labels"], straight["labels"])
+  # Neighbours are a third of the row apart on average.
+  assert np.mean(np.abs(np.diff(images.scrambled(64)))) > 16
+  assert sorted(images.scrambled(64)) == list(range(64))
+  assert plain.fingerprint() != permuted.fingerprint()
+
+
 def test_the_last_validation_batch_is_filled_with_weight_zero():
   task = Images(batch_size=100)
   weights = [task.batch("validation", i)["weights"].sum() for i in range(5)]
