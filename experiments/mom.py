@@ -1,10 +1,9 @@
 r"""Do several memories of which a token uses a few recall more than one memory of the size that it uses?
 
-Multi-query recall of 16 pairs by two layers. The first is attention over a window of two tokens, the same
-in all arms. The second has the gated delta rule in every memory: mom sends each token to 2 of 4
-memories of 8 x 16 numbers; single has one of 16 x 16, as many numbers as a token of mom touches; half
-has one of 8 x 16, whole one of 32 x 16, as many numbers as mom has. drop_balance leaves the loss out that
-keeps the memories in use. All memories of an arm together are its decoding state.
+Multi-query recall of 8 pairs by two layers without channel mixers, with short convolutions and the gated
+delta rule in every memory. mom sends each token to 2 of 4 memories of 8 x 16 numbers; single has one
+of 16 x 16, as many numbers as a token of mom touches; half has one of 8 x 16, whole one of 32 x 16, as
+many numbers as mom has. drop_balance leaves out the loss that keeps all memories in use. All memories of an arm together are its decoding state.
 
     python -m research.verify mom
     python -m research.sweep --config=mom --seeds=0:5 --metric=eval/accuracy
@@ -30,9 +29,10 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
 
   config.task = ml_collections.ConfigDict()
   config.task.name = "recall.MultiQueryRecall"
-  config.task.vocab = 64 if small else 8192
-  config.task.tokens = 64 if small else 512
-  config.task.pairs = 16 if small else 64
+  config.task.vocab = 32 if small else 8192
+  config.task.tokens = 32 if small else 512
+  config.task.pairs = 8 if small else 64
+  config.task.power = 1.0  # queries all over the row
   config.task.batch_size = 32 if small else 256  # sequences, over all hosts
   config.task.seed = 0
 
@@ -41,14 +41,6 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
   config.model.depth = 2
   config.model.width = 64 if small else 256
   config.model.placement = "pre"
-  config.model.pattern = ("local", "mixer")
-
-  config.model.local = ml_collections.ConfigDict()
-  config.model.local.name = "attention.Attention"
-  config.model.local.heads = 2 if small else 4
-  config.model.local.head_dim = 32 if small else 64
-  config.model.local.window = 2
-  config.model.local.max_tokens = 2
 
   config.model.mixer = ml_collections.ConfigDict()
   config.model.mixer.name = "mom.MoM"
@@ -62,7 +54,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
   config.model.mixer.value_dim = 16 if small else 64
 
   config.model.channel = ml_collections.ConfigDict()
-  config.model.channel.name = "glu.GLU"
+  config.model.channel.name = "none"
 
   config.model.norm = ml_collections.ConfigDict()
   config.model.norm.name = "rms_norm.RMSNorm"
