@@ -46,9 +46,25 @@ MIXERS = {
     "gated_delta_net": _line("gated_delta_net.GatedDeltaNet", 80, value_dim=64),
     "delta_product": _line("delta_product.DeltaProduct", 104),
     "kda": _line("kda.KDA", 128),
+    "norm_attention": _line("norm_attention.NormAttention", 176),
+    "diag_attention": _line("diag_attention.DiagAttention", 176, head_dim=32, block=32),
+    "lightning": _line("lightning.LightningAttention", 168, layers=2),
+    "mom": _line("mom.MoM", 160, heads=1, value_dim=32, memories=2, top_k=1),
+    "hgrn": _line("hgrn.HGRN", 176, width=64),
+    "mlgru": _line("mlgru.MLGRU", 176, width=64),
+    "mamba": _line("mamba.Mamba", 88, channels=128),
+    "gateloop": _line("gateloop.GateLoop", 112, heads=64, key_dim=1, value_dim=1),
+    "s5": _line("s5.S5", 152, modes=64),
+    "lru": _line("lru.LRU", 128, modes=64),
+    "s4": _line("s4.S4", 176, channels=64, order=16, length=128),
+    "s4d": _line("s4d.S4D", 184, channels=64, order=16),
+    "lssl": _line("lssl.LSSL", 208, channels=64, order=16),
+    "lmu": _line("lmu.LMU", 128, channels=16, order=16, theta=64.0),
+    "lmuformer": _line("lmuformer.LMUFormer", 216, order=64, theta=64.0),
 }
 # The same mixers where their state has to change to be 16 KiB in a layer, to 5 %: two heads of 32 x 64 numbers,
-# fewer where convolutions keep inputs as well. Retention has that size above.
+# fewer where convolutions keep inputs as well. Retention has that size above. HGRN, MLGRU, GateLoop, S5, LRU and the
+# LMUs keep a vector: a state this large would leave no parameters for the rest.
 AT_STATE = {
     "attention": _line("attention.Attention", 176, head_dim=32, window=33, max_tokens=32),
     "linear_attention": _line("linear_attention.LinearAttention", 136, value_dim=63),
@@ -64,6 +80,14 @@ AT_STATE = {
     "gated_delta_net": _line("gated_delta_net.GatedDeltaNet", 96, key_dim=26, value_dim=64),
     "delta_product": _line("delta_product.DeltaProduct", 40, key_dim=22, value_dim=64),
     "kda": _line("kda.KDA", 32, key_dim=26, value_dim=64),
+    "norm_attention": _line("norm_attention.NormAttention", 136, value_dim=64),
+    "diag_attention": _line("diag_attention.DiagAttention", 176, head_dim=32, block=32),
+    "lightning": _line("lightning.LightningAttention", 120, layers=2, value_dim=64),
+    "mom": _line("mom.MoM", 144, heads=1, key_dim=24, value_dim=48, memories=2, top_k=1),
+    "mamba": _line("mamba.Mamba", 64, channels=128, states=29),
+    "s4": _line("s4.S4", 112, channels=64, order=64, length=128),
+    "s4d": _line("s4d.S4D", 152, channels=64, order=64),
+    "lssl": _line("lssl.LSSL", 176, channels=64, order=64),
 }
 
 
