@@ -201,3 +201,25 @@ def test_a_config_trains_with_the_norm(name):
   assert streak == 0
   moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), after.extra["batch_stats"], before.extra["batch_stats"])
   assert all(v for path, v in jax.tree_util.tree_leaves_with_path(moved) if path[-1].key != "skips")
+
+
+@pytest.mark.slow
+def test_a_config_trains_gains_alone_under_reparametrised_maps_and_rescales_nothing_frozen():
+  sigma = dict(model__mixer__kernel_transform="sigma_reparam", model__channel__kernel_transform="sigma_reparam:spectral")
+  config = toy.config(model__mixer__name="attention.Attention", model__mixer__max_tokens=8, model__mixer__head_dim=4,
+                      model__norm__name="batch_norm.BatchNorm", model__depth=2, model__remat="full", mesh__fsdp=2,
+                      mesh__data=4, optim__trainable="norm/", optim__rescale_every=1, **sigma)
+  program = programs.make(config, seeds=2)
+  state = program.init(jnp.arange(2))
+  before = jax.device_get(state)
+  for _ in range(2):
+    state, streak = program.step(state, None)
+  after = jax.device_get(state)
+  assert np.all(streak == 0)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(after.params):
+    old = functools.reduce(lambda t, e: t[e.key], path, before.params)
+    assert np.any(leaf != old) == ("norm" in jax.tree_util.keystr(path)), path
+  # Kernels stand still, so each step brings u nearer to their first singular vector; it began there.
+  found, old = (t.extra["kernel_state"]["stack"]["scan_0_to_1"]["block_0"] for t in (after, before))
+  np.testing.assert_allclose(found["mixer"]["query"]["sigma"], old["mixer"]["query"]["sigma"], rtol=1e-5)
+  assert set(found["mixer"]) == {"query", "key", "value", "out"} and set(found["channel"]) == {"up", "down"}
