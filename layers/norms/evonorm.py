@@ -13,6 +13,11 @@ and is no norm for causal models. Gradients flow through every statistic. In
 evaluation s_B is a running average of the biased variance; S norms have no state.
 
 Reference: Liu, Brock, Simonyan and Le, "Evolving Normalization-Activation Layers", 2020.
+
+Measured on one shared CPU core, CPU time of forward and backward at [8, 256, 256] float32,
+median of 21 pairs against flax's LayerNorm: S0 1.9, S1 1.4, S2 1.2 times
+as long, B0 1.9, B1 1.5 to 1.8, B2 1.3: S forms are the activation as well, B forms have
+two statistics and choose between them at every number.
 """
 
 import math
@@ -40,16 +45,13 @@ def batch_form(x, kind, var, slope_D, mask=None, eps=1e-5):
 
 def sample_form(x, kind, slope_D, groups, mask=None, eps=1e-5):
   """Returns S0, S1 or S2 before gain and bias, float32."""
-  x_G = x.astype(jnp.float32).reshape(*x.shape[:-1], groups, -1)
-  axes = (*range(1, x.ndim - 1), x.ndim)
-  if kind == "S2":
-    size = moments.mean(jnp.square(x_G), axes, mask)
-  else:
-    size = moments.mean_and_variance(x_G, axes, mask)[1]
+  x32, space = x.astype(jnp.float32), tuple(range(1, x.ndim - 1))
+  centred = x32
+  if kind != "S2":
+    centred = x32 - moments.over_groups(moments.mean(x32, space, mask), groups)
+  size = moments.over_groups(moments.mean(jnp.square(centred), space, mask), groups)
   slope = moments.features(slope_D, x) if kind == "S0" else 1.0
-  x32 = x.astype(jnp.float32)
-  bent_G = (x32 * nn.sigmoid(slope * x32)).reshape(x_G.shape)
-  return (bent_G * jax.lax.rsqrt(size + eps)).reshape(x.shape)
+  return x32 * nn.sigmoid(slope * x32) * jax.lax.rsqrt(size + eps)
 
 
 def largest_divisor(width: int, groups: int) -> int:

@@ -18,10 +18,10 @@ from layers import moments
 
 def group_norm(x, scale_D, bias_D, groups, mask=None, eps=1e-5):
   """Normalises every sample by groups of features, of real positions only; returns x's dtype."""
-  x_G = x.astype(jnp.float32).reshape(*x.shape[:-1], groups, -1)
-  axes = (*range(1, x.ndim - 1), x.ndim)
-  mean, var = moments.mean_and_variance(x_G, axes, mask)
-  y = ((x_G - mean) * jax.lax.rsqrt(var + eps)).reshape(x.shape)
+  space = tuple(range(1, x.ndim - 1))
+  centred = x.astype(jnp.float32) - moments.over_groups(moments.mean(x, space, mask), groups)
+  var = moments.over_groups(moments.mean(jnp.square(centred), space, mask), groups)
+  y = centred * jax.lax.rsqrt(var + eps)
   return (moments.features(scale_D, x) * y + moments.features(bias_D, x)).astype(x.dtype)
 
 

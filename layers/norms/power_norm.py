@@ -18,6 +18,10 @@ uses phi. In a causal model the training forward sees the future through s.
 Reference: Shen, Yao, Gholami, Mahoney and Keutzer, "PowerNorm: Rethinking Batch
 Normalization in Transformers", 2020. The published code has divisor "batch", and takes
 nu over padded positions too.
+
+Measured on one shared CPU core, CPU time of forward and backward at [8, 256, 256] float32,
+median of 21 pairs against flax's LayerNorm: PN 1.9 to 2.5 times as long
+(scaling the groups is a norm of its own, with its own backward), PN-V 0.8.
 """
 
 import functools

@@ -12,6 +12,10 @@ Reference: Guo, Chen, Tang and Wang, "SLAB: Efficient Transformers with Simplifi
 Linear Attention and Progressive Re-parameterized Batch Normalization", 2024. Its
 counters per module and per call are here one function of the global step; masked
 positions are normalised like others instead of passing as (1 + a) x.
+
+Measured on one shared CPU core, CPU time of forward and backward at [8, 256, 256] float32,
+median of 21 pairs against flax's LayerNorm: PRepBN 1.6 times as long (it
+computes two norms while it changes), RepBN 0.9.
 """
 
 import flax.linen as nn

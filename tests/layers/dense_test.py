@@ -25,9 +25,11 @@ def _made(module, x):
 
 @pytest.mark.parametrize("fields, plain, shape", [
     (dict(features=5), nn.Dense(5, name="m"), (2, 3, 4)),
-    (dict(features=5, use_bias=False, dtype=jnp.bfloat16), nn.Dense(5, use_bias=False, dtype=jnp.bfloat16, name="m"), (2, 4)),
+    (dict(features=5, use_bias=False, dtype=jnp.bfloat16),
+     nn.Dense(5, use_bias=False, dtype=jnp.bfloat16, name="m"), (2, 4)),
     (dict(features=(2, 5)), nn.DenseGeneral((2, 5), name="m"), (2, 3, 4)),
-    (dict(features=5, inputs=2, use_bias=False), nn.DenseGeneral(5, axis=(-2, -1), use_bias=False, name="m"), (2, 3, 4)),
+    (dict(features=5, inputs=2, use_bias=False),
+     nn.DenseGeneral(5, axis=(-2, -1), use_bias=False, name="m"), (2, 3, 4)),
 ])
 def test_without_a_transform_it_is_the_map_of_flax_bit_for_bit(fields, plain, shape):
   x = _draw(0, *shape)

@@ -161,8 +161,9 @@ def test_what_microbatches_write_is_averaged_and_each_reads_the_old():
       step=zero, cursor=zero, params=variables.pop("params"), extra=variables, opt_state=(),
       key=jax.random.key(1), skipped=zero, streak=zero, sums={})
   # During the warm-up a half does not see the statistics of the other.
-  nu = lambda batch, accumulate, old: np.asarray(written(
-      state.replace(extra={**state.extra, "backward_state": old}), batch, accumulate)[2]["backward_state"]["norm"]["nu_D"])
+  def nu(batch, accumulate, old):
+    extra = written(state.replace(extra={**state.extra, "backward_state": old}), batch, accumulate)[2]
+    return np.asarray(extra["backward_state"]["norm"]["nu_D"])
   old, none = state.extra["backward_state"], jax.tree.map(jnp.zeros_like, state.extra["backward_state"])
   batch = _batch(3)
   halves = [jax.tree.map(lambda x: x[half], batch) for half in (slice(0, 8), slice(8, 16))]
@@ -199,7 +200,7 @@ def test_a_config_trains_with_the_norm(name):
   program = programs.make(toy.config(model__norm__name=name, optim__accumulate=2, **kind))
   before, (after, streak) = program.init(0), program.step(program.init(0), None)
   assert streak == 0
-  moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), after.extra["batch_stats"], before.extra["batch_stats"])
+  moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), *[s.extra["batch_stats"] for s in (after, before)])
   assert all(v for path, v in jax.tree_util.tree_leaves_with_path(moved) if path[-1].key != "skips")
 
 

@@ -64,7 +64,8 @@ def test_training_is_the_algorithm_step_by_step(n, k, filtration):
     for got, expected in zip((y, dx, params["scale"], params["bias"]), by_hand):
       assert driven.rel(got, expected) < 2e-5, t
     stats, own = state["batch_stats"], state["backward_state"]
-    for got, expected in ((stats["var"], want.v), (stats["rows"], want.X), (own["e_D"], want.e), (own["rows_WD"], want.Z)):
+    for got, expected in ((stats["var"], want.v), (stats["rows"], want.X),
+                          (own["e_D"], want.e), (own["rows_WD"], want.Z)):
       assert driven.rel(got, expected) < 2e-5, t
     assert stats["skips"] == want.skips
   assert (want.skips > 0) == filtration  # the outlier was one
