@@ -11,6 +11,11 @@ import jax
 import jax.numpy as jnp
 
 
+def real(segment_ids_BT):
+  """Returns [B, T], True where a token is no padding; None where there are no segments."""
+  return None if segment_ids_BT is None else segment_ids_BT >= 0
+
+
 def first_segment(segment_ids_BT):
   """Returns [B], the id of each row's first real token (of token 0 if there is none)."""
   first_B1 = jnp.argmax(segment_ids_BT >= 0, axis=1)[:, None]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from layers import context as ctx
-from layers import probe
+from layers import probe, segments
 from layers.placement import Placement
 
 REMAT = {
@@ -85,7 +85,8 @@ class Block(nn.Module):
   """One layer: x -> sublayer(mixer) -> sublayer(channel), placed by four flags.
 
   Attributes:
-    mixer, channel, norm: factories of modules that take `name`; channel may be None.
+    mixer, channel, norm: factories of modules that take `name`; channel may be None. A norm
+      is told which positions are real where segment ids mark padding.
     pre, out, post: which norms this layer has.
     dropout: rate on what each sublayer adds.
     train: whether dropout is active.
@@ -102,16 +103,16 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD, context, state, in_scale, alpha, segment_ids=None):
-    given = x_BTD, context
+    given, real_BT = (x_BTD, context), segments.real(segment_ids)
     def place(x_BTD, sublayer, name):
-      h_BTD = self.norm(name=f"{name}_pre_norm")(x_BTD) if self.pre else x_BTD
+      h_BTD = self.norm(name=f"{name}_pre_norm")(x_BTD, real_BT) if self.pre else x_BTD
       # Factors stay float32: rounded to bfloat16 they would be off by up to 0.4 %.
       y_BTD, *rest = sublayer((in_scale * h_BTD).astype(h_BTD.dtype))
-      y_BTD = self.norm(name=f"{name}_out_norm")(y_BTD) if self.out else y_BTD
+      y_BTD = self.norm(name=f"{name}_out_norm")(y_BTD, real_BT) if self.out else y_BTD
       if self.dropout:
         y_BTD = nn.Dropout(self.dropout, deterministic=not self.train)(y_BTD)
       x_BTD = (alpha * x_BTD + y_BTD).astype(x_BTD.dtype)
-      x_BTD = self.norm(name=f"{name}_post_norm")(x_BTD) if self.post else x_BTD
+      x_BTD = self.norm(name=f"{name}_post_norm")(x_BTD, real_BT) if self.post else x_BTD
       return x_BTD, *rest
 
     mixer = self.mixer(name="mixer")
@@ -198,8 +199,9 @@ class Stack(nn.Module):
     context = ctx.first(self._init_carry(*x_BTD.shape[:2]), skip)
     scales = [jnp.asarray(s, jnp.float32)
               for s in (self.placement.in_scale, self.placement.alpha)]
+    real_BT = segments.real(segment_ids)
     if self.placement.embed_norm:
-      x_BTD = self.norm(name="embed_norm")(x_BTD)
+      x_BTD = self.norm(name="embed_norm")(x_BTD, real_BT)
     probe.show(self, "stream_BTD", lambda: x_BTD)
     finals = []
     for i, run in enumerate(self.runs()):
@@ -219,7 +221,7 @@ class Stack(nn.Module):
       (x_BTD, context), final = body((x_BTD, context), state, of_run, segment_ids)
       finals.append(final)
     if self.placement.final_norm:
-      x_BTD = self.norm(name="final_norm")(x_BTD)
+      x_BTD = self.norm(name="final_norm")(x_BTD, real_BT)
     return x_BTD, None if states is None else tuple(finals)
 
   def _blocks(self, run):

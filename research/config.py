@@ -110,7 +110,8 @@ def _settable(kind: str, name: str, key: str) -> dict[str, type]:
   """Returns what a node of that name may hold: key -> type of its value."""
   if kind == "optim":
     from research import optim  # optax takes a second to import; listing needs none of it
-    ours = {k: type(v) for k, v in defaults.DEFAULTS["optim"].items()} | dict(lr=float, steps=int)
+    settings = defaults.DEFAULTS["optim"] | defaults.OPTIONAL["optim"]
+    ours = {k: type(v) for k, v in settings.items()} | dict(lr=float, steps=int)
     # An optional argument of an optimizer is a number in every case that optax has.
     types = {k: type(v) if type(v) in LEAVES else float for k, v in optim.arguments(name, key).items()}
     return types | ours

@@ -30,6 +30,9 @@ DEFAULTS = {
     # Text written after training; 0 tokens write none.
     "sample": dict(prompt="", tokens=0, temperature=1.0),
 }
+# Settings of `optim` that a config has only where it sets them, with what holds where it does not:
+# so that an experiment without them keeps its id.
+OPTIONAL = {"optim": dict(trainable="", rescale_every=0, rescale_target=0.02, rescale_threshold=1.2)}
 REQUIRED = ("task.name", "model.name", "model.depth", "model.norm.name", "optim.name", "optim.lr",
             "optim.steps")
 # Sections whose keys are exactly the ones above; the others hold fields of what they name.

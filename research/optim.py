@@ -4,19 +4,27 @@
 `learning_rate`; the node's other keys are its arguments. The learning rate
 rises linearly from 0 to `lr` over `warmup` steps, then follows `schedule` to
 `final * lr` at step `steps`. Weight decay touches matrices only.
+
+Three more settings a config may have: `trainable`, a regular expression that is
+searched in the paths of parameters ("stack/scan_0_to_3/block_0/mixer_pre_norm/scale");
+where it is found, and nowhere else, a parameter is trained and has a state of the
+optimizer. `rescale_every`, steps, with `rescale_target` and `rescale_threshold`:
+research/rescale.py, of trained kernels.
 """
 
 import inspect
+import re
 
 import jax
 import optax
 from optax import contrib
 
-from research import parameters
+from research import leaves, parameters, rescale
+from research.defaults import OPTIONAL
 from research.errors import ConfigError, nearest, shown
 
 # Keys of config.optim that are ours; every other key is an argument of the rule.
-OURS = ("name", "lr", "schedule", "warmup", "steps", "final", "clip", "accumulate")
+OURS = ("name", "lr", "schedule", "warmup", "steps", "final", "clip", "accumulate", *OPTIONAL["optim"])
 # Rules whose update wants the loss, its curvature or per-example gradients as well; rules
 # that take no schedule (rprop, sm3); one that optax replaces by its v2.
 NEED_MORE = ("lbfgs", "momo", "momo_adam", "sophia", "dpsgd", "noisy_sgd", "schedule_free",
@@ -104,7 +112,43 @@ def optimizer_of(optim) -> optax.GradientTransformation:
     rule = make(schedule_of(optim), **given)
   except (ValueError, TypeError, ArithmeticError) as error:
     raise ConfigError(f"{key}.name={optim.name!r} refuses its arguments: {str(error)[:300]!r}") from error
-  return optax.chain(optax.clip_by_global_norm(clip), rule) if clip else rule
+  more = {k: optim.get(k, v) for k, v in OPTIONAL["optim"].items()}
+  chain = [optax.clip_by_global_norm(clip)] * bool(clip) + [rule] + _rescaling(key, more)
+  whole = optax.chain(*chain) if len(chain) > 1 else rule
+  return only(whole, _pattern(key, more["trainable"]), f"{key}.trainable") if more["trainable"] else whole
+
+
+def _rescaling(key, more) -> list[optax.GradientTransformation]:
+  every, target, threshold = (more[f"rescale_{k}"] for k in ("every", "target", "threshold"))
+  if not 0 <= every < 2**31:
+    raise ConfigError(f"{key}.rescale_every={every} must be 0 (never) or a number of steps.")
+  if target <= 0 or threshold < 1:
+    raise ConfigError(f"{key}.rescale_target={target} must be above 0, and rescale_threshold={threshold} "
+                      "at least 1 times that.")
+  return [rescale.target_variance_rescaling(every, target, threshold)] if every else []
+
+
+def _pattern(key, text: str) -> re.Pattern:
+  try:
+    return re.compile(text)
+  except re.error as error:
+    raise ConfigError(f"{key}.trainable={shown(text)} is no regular expression: {error}.") from error
+
+
+def only(rule, pattern: re.Pattern, key: str) -> optax.GradientTransformation:
+  """Returns the rule for the parameters whose path the pattern is found in; others never move.
+
+  Raises:
+    ConfigError: when the state is made, where it is found in no path.
+  """
+  def labels(params):
+    named = leaves.named_leaves(params)
+    found = [bool(pattern.search(path)) for path in named]
+    if not any(found):
+      raise ConfigError(f"{key}={shown(pattern.pattern)} is found in no path of a parameter, such as "
+                        f"{next(reversed(named))}.")
+    return jax.tree.unflatten(jax.tree.structure(params), ["trained" if f else "frozen" for f in found])
+  return optax.partition({"trained": rule, "frozen": optax.set_to_zero()}, labels)
 
 
 def _check_rates(key, given):

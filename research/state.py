@@ -21,7 +21,8 @@ class TrainState:
     step: steps taken, int32.
     cursor: number of the next training batch, int32; see `first_batch`.
     params: float32.
-    extra: other variable collections of the model (batch statistics, ...).
+    extra: other variable collections of the model: batch statistics, what backward
+      passes wrote (layers/backward_state.py), copies of the step (layers/clock.py), ...
     opt_state: of the optimizer.
     key: base key of the run; step n uses fold_in(key, n).
     skipped: steps whose update was refused because a number was not finite.

@@ -3,12 +3,16 @@
 The objective of a batch is (sum of losses) / (sum of weights) plus whatever the
 layers sowed into the collection "losses". A batch cut into microbatches gives
 the same gradient: sums and weights are added up first, divided once.
+
+Two collections of the layers' state are the step's to fill: "clock" gets the step
+before the forward pass, "backward_state" what the backward pass wrote.
 """
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from layers import backward_state, clock
 from research.state import SOWN, TrainState
 
 OWN = ("lr", "grad_norm", "update_norm", "param_norm")
@@ -48,18 +52,31 @@ def _sown_metrics(tree):
 
 
 def gradient(model, task, state: TrainState, batch, accumulate: int):
-  """Returns (gradient of the mean loss, metrics, new extra) over `accumulate` microbatches."""
+  """Returns (gradient of the mean loss, metrics, new extra) over `accumulate` microbatches.
+
+  The layers' state passes from one microbatch to the next, but for what backward passes
+  write: each reads the old one, and their mean is the new one.
+  """
   key = jax.random.fold_in(state.key, state.step)
+  start = dict(state.extra)
+  if clock.COLLECTION in start:
+    start[clock.COLLECTION] = clock.set_to(start[clock.COLLECTION], state.step)
 
   def of_micro(extra, batch, key):
-    def objective(params):
-      total, weight, metrics, new = forward(model, task, params, extra, batch, key)
+    written = {k: extra[k] for k in extra if k == backward_state.COLLECTION}
+    def objective(params, written):
+      total, weight, metrics, new = forward(model, task, params, {**extra, **written}, batch, key)
       return total, (weight, metrics, new)
-    grads, (weight, metrics, extra) = jax.grad(objective, has_aux=True)(state.params)
-    return grads, weight, metrics, extra
+    _, pull, (weight, metrics, extra) = jax.vjp(objective, state.params, written, has_aux=True)
+    # Statistics of gradients are of the mean loss, whatever the weight of a batch.
+    unit = accumulate * jnp.where(weight > 0, weight, 1.0) if written else jnp.ones_like(weight)
+    grads, written = pull(1.0 / unit)
+    if written:
+      grads = jax.tree.map(lambda g: g * unit.astype(g.dtype), grads)
+    return grads, weight, metrics, written, extra
 
   if accumulate == 1:
-    grads, weight, metrics, extra = of_micro(state.extra, batch, key)
+    grads, weight, metrics, written, extra = of_micro(start, batch, key)
   else:
     split = lambda x: x.reshape(accumulate, -1, *x.shape[1:])
     def body(carry, micro):
@@ -69,9 +86,11 @@ def gradient(model, task, state: TrainState, batch, accumulate: int):
       return (extra, jax.tree.map(jnp.add, total, tuple(parts))), None
     micros = (jnp.arange(accumulate), jax.tree.map(split, batch))
     first = jax.tree.map(lambda x: x[0], micros)
-    shapes = jax.eval_shape(lambda: of_micro(state.extra, first[1], key)[:3])
+    shapes = jax.eval_shape(lambda: of_micro(start, first[1], key)[:4])
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (extra, (grads, weight, metrics)), _ = jax.lax.scan(body, (state.extra, zeros), micros)
+    (extra, (grads, weight, metrics, written)), _ = jax.lax.scan(body, (start, zeros), micros)
+  for name in written:
+    extra = {**extra, name: backward_state.advance(state.extra[name], written[name])}
   # A batch with no weight at all (everything masked) has gradient 0, not 0 / 0.
   scale = 1.0 / jnp.where(weight > 0, weight, 1.0)
   return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), metrics, extra
@@ -91,7 +110,7 @@ def train_step(state: TrainState, batch, *, model, task, optimizer, schedule, ac
   metrics |= {name: (value, jnp.ones(())) for name, value in zip(OWN, own)}
   loss, weight = metrics["loss"]
   finite = jnp.all(jnp.isfinite(jnp.stack([loss, weight, own[1], own[2]])))
-  finite &= state.streak < patience
+  finite &= _all_finite(extra) & (state.streak < patience)
 
   keep = lambda new, old: jnp.where(finite, new, old)
   new = (optax.apply_updates(state.params, updates), opt_state, extra)
@@ -102,6 +121,12 @@ def train_step(state: TrainState, batch, *, model, task, optimizer, schedule, ac
       skipped=state.skipped + ~finite,
       streak=jnp.where(finite, 0, state.streak + 1),
       sums=_add(state, metrics, finite, log_every))
+
+
+def _all_finite(tree):
+  """Whether every number of the layers' state is finite: one that is not would stay for good."""
+  leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves])) if leaves else True
 
 
 def _add(state, metrics, finite, log_every):

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from layers.activations import activation
+from layers.dense import Dense
 
 
 class GLU(nn.Module):
@@ -18,6 +19,7 @@ class GLU(nn.Module):
     hidden: F; 0 means `expansion` times the width, rounded to a multiple of 8.
     expansion: F / D where hidden is 0.
     activation: a name of layers/activations.py, on the gate.
+    kernel_transform: of every map, a name of layers/kernel_transforms.py; "" is none.
     bias: whether the three maps have biases.
     dtype: dtype of the matrix products.
   """
@@ -26,12 +28,14 @@ class GLU(nn.Module):
   expansion: float = 8 / 3
   activation: str = "silu"
   bias: bool = False
+  kernel_transform: str = ""
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x_BTD):
     D = x_BTD.shape[-1]
     F = self.hidden or max(8, 8 * round(self.expansion * D / 8))
-    dense = lambda width, name: nn.Dense(width, use_bias=self.bias, dtype=self.dtype, name=name)
+    dense = lambda width, name: Dense(width, use_bias=self.bias, dtype=self.dtype, name=name,
+                                      kernel_transform=self.kernel_transform)
     gate_BTF = activation(self.activation)(dense(F, "gate")(x_BTD))
     return dense(D, "down")(gate_BTF * dense(F, "up")(x_BTD))

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from layers.activations import activation
+from layers.dense import Dense
 
 
 class MLP(nn.Module):
@@ -18,6 +19,7 @@ class MLP(nn.Module):
     hidden: F; 0 means `expansion` times the width.
     expansion: F / D where hidden is 0.
     activation: a name of layers/activations.py.
+    kernel_transform: of every map, a name of layers/kernel_transforms.py; "" is none.
     bias: whether the two maps have biases.
     dtype: dtype of the matrix products.
   """
@@ -26,6 +28,7 @@ class MLP(nn.Module):
   expansion: float = 4.0
   activation: str = "gelu"
   bias: bool = False
+  kernel_transform: str = ""
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -35,6 +38,8 @@ class MLP(nn.Module):
     if F < 1:
       raise ValueError(f"expansion={self.expansion} leaves no features at width {D}; "
                        "give a larger one, or hidden.")
-    h_BTF = nn.Dense(F, use_bias=self.bias, dtype=self.dtype, name="up")(x_BTD)
+    dense = lambda width, name: Dense(width, use_bias=self.bias, dtype=self.dtype, name=name,
+                                      kernel_transform=self.kernel_transform)
+    h_BTF = dense(F, "up")(x_BTD)
     h_BTF = activation(self.activation)(h_BTF)
-    return nn.Dense(D, use_bias=self.bias, dtype=self.dtype, name="down")(h_BTF)
+    return dense(D, "down")(h_BTF)

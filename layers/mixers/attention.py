@@ -11,12 +11,15 @@ References: Vaswani et al., "Attention Is All You Need", 2017; Ainslie et al.,
 "Query-Key Normalization for Transformers", 2020, with RMSNorm and gain 1.
 """
 
+import functools
+
 from einops import rearrange
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from layers import probe, rope, segments
+from layers.dense import Dense
 from layers.norms.rms_norm import rms_norm
 
 # Dims: B batch, T new tokens, M cached tokens, S = M + T, H heads, G groups, R heads per group, K head width.
@@ -85,6 +88,7 @@ class Attention(nn.Module):
     rope_theta: base of the rotary wavelengths; 0 leaves positions out.
     qk_norm: whether queries and keys are normalised to unit mean square.
     direction: "causal" or "bidirectional".
+    kernel_transform: of the four projections, a name of layers/kernel_transforms.py; "" is none.
     dtype: dtype of the products; softmax is float32.
   """
 
@@ -96,6 +100,7 @@ class Attention(nn.Module):
   rope_theta: float = 10_000.0
   qk_norm: bool = False
   direction: str = "causal"
+  kernel_transform: str = ""
   dtype: jnp.dtype = jnp.float32
 
   def init_state(self, batch: int):
@@ -120,8 +125,8 @@ class Attention(nn.Module):
     G, causal = self.groups or self.heads, self.direction == "causal"
     if state is not None and not causal:
       raise ValueError("direction='bidirectional' reads the whole row; it takes no state.")
-    project = lambda heads, name: nn.DenseGeneral(
-        (heads, self.head_dim), use_bias=False, dtype=self.dtype, name=name)(x_BTD)
+    dense = functools.partial(Dense, use_bias=False, dtype=self.dtype, kernel_transform=self.kernel_transform)
+    project = lambda heads, name: dense((heads, self.head_dim), name=name)(x_BTD)
     q_BTHK, k_BTGK, v_BTGK = project(self.heads, "query"), project(G, "key"), project(G, "value")
     if self.qk_norm:
       q_BTHK, k_BTGK = rms_norm(q_BTHK), rms_norm(k_BTGK)
@@ -150,6 +155,5 @@ class Attention(nn.Module):
         q_BTHK, k_BSGK, visible(position_BT, position_BT, causal=causal) if mask is None else mask))
     y_BTHK = jax.nn.dot_product_attention(
         q_BTHK, k_BSGK, v_BSGK, mask=mask, is_causal=causal and mask is None)
-    y_BTD = nn.DenseGeneral(D, axis=(-2, -1), use_bias=False, dtype=self.dtype,
-                            name="out")(y_BTHK)
+    y_BTD = dense(D, inputs=2, name="out")(y_BTHK)
     return y_BTD, dict(cache, seen_B=now_B)

@@ -1,7 +1,9 @@
 """The scanned stack against the unrolled one, and what the stack threads through its layers."""
 
+import dataclasses
 import functools
 
+import flax.linen as nn
 from hypothesis import given, settings, strategies
 import jax
 import jax.numpy as jnp
@@ -262,3 +264,19 @@ def test_what_layers_left_is_read_back_in_their_order(kinds):
   twice = lambda layer: jnp.stack([layer["number"]] * 2)
   np.testing.assert_array_equal(by_depth(tree, runs, twice)[:, 1], np.arange(len(kinds)))
   assert by_depth({}, runs, lambda nothing: jnp.ones(())).shape == (len(kinds),)
+
+
+@pytest.mark.parametrize("ids", [None, np.array([[0, 0, 1, -1, 2]])])
+def test_every_norm_is_told_which_positions_are_real(ids):
+  seen = []
+
+  class Noting(nn.Module):
+    def __call__(self, x, mask=None):
+      seen.append(None if mask is None else mask.tolist())
+      return x
+
+  place = placement("sandwich", 2)
+  stack = Stack((toy.Ones,) * 2, toy.Tanh, Noting, dataclasses.replace(place, post=(True, True), embed_norm=True),
+                scan=False)
+  stack.init(jax.random.key(0), np.zeros((1, 5, 4), np.float32), None, ids)
+  assert seen == [ids if ids is None else [[True, True, True, False, True]]] * 14  # 2 of the model, 6 a layer

@@ -67,6 +67,13 @@ def test_a_section_with_defaults_need_not_stand_in_the_file(key, value):
   assert config[section][leaf] == value
 
 
+def test_a_setting_without_a_default_can_be_set_and_leaves_other_configs_their_id():
+  config, plain = toy.config(), toy.config()
+  configs.override(config, {"optim.trainable": "norm", "optim.rescale_every": "50", "optim.rescale_target": "1"})
+  assert (config.optim.trainable, config.optim.rescale_every, config.optim.rescale_target) == ("norm", 50, 1.0)
+  assert "trainable" not in plain.optim and configs.id_of(config) != configs.id_of(plain)
+
+
 def test_equal_configs_have_equal_ids_whatever_the_order():
   config = toy.config()
   again = ml_collections.ConfigDict(dict(reversed(list(config.to_dict().items()))))

@@ -96,3 +96,52 @@ def test_every_rule_takes_a_finite_step(name):
 def test_what_cannot_be_is_refused(fields, says):
   with pytest.raises(ConfigError, match=says):
     optim.optimizer_of(_node(**fields))
+
+
+TRAINED = "norm/scale$|up/bias$"
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_what_is_not_trainable_stays_bit_for_bit_and_has_no_state(name):
+  params = _params()
+  fields = dict(name=name, clip=0.5, trainable=TRAINED) | ({} if name == "sgd" else dict(weight_decay=0.3))
+  rule = optim.optimizer_of(_node(**fields))
+
+  @jax.jit
+  def step(params, state):
+    updates, state = rule.update(jax.tree.map(jnp.cos, params), state, params)
+    return optax.apply_updates(params, updates), state
+
+  after, state = params, rule.init(params)
+  for _ in range(3):
+    after, state = step(after, state)
+  moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), after, params)
+  block = moved["stack"]["scan_0_to_2"].pop("block_0")
+  assert block["norm"]["scale"] and block["channel"]["up"].pop("bias")
+  assert not any(jax.tree.leaves((moved, block["mixer"], block["channel"])))
+  shapes = {leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim > 1}
+  assert shapes == (set() if name == "sgd" else {(3, 6), (3, 8)})
+
+
+def test_clipping_counts_only_what_is_trained():
+  rule = optim.optimizer_of(_node(name="sgd", clip=0.01, schedule="constant", trainable=TRAINED))
+  np.testing.assert_allclose(optax.tree.norm(_update(rule, _params())), 0.5 * 0.01, rtol=1e-5)
+
+
+def test_rescaling_is_a_setting():
+  params = _params()
+  for every, std in ((1, 0.5), (2, None)):
+    rule = optim.optimizer_of(_node(name="sgd", rescale_every=every, rescale_target=0.5))
+    kernel = optax.apply_updates(params, _update(rule, params))["stack"]["scan_0_to_2"]["block_0"]["channel"]["up"]["kernel"]
+    got = np.asarray(kernel).reshape(3, -1).std(1, ddof=1)
+    assert np.allclose(got, std, rtol=1e-4) if std else np.all(got > 0.7)
+
+
+@pytest.mark.parametrize("fields, says", [
+    (dict(trainable="("), r"config.optim.trainable='\(' is no regular expression"),
+    (dict(trainable="nowhere"), "config.optim.trainable='nowhere' is found in no path of a parameter, such as stack/"),
+    (dict(rescale_every=-1), "rescale_every=-1"), (dict(rescale_target=0.0), "rescale_target=0.0 must be above 0"),
+    (dict(rescale_threshold=0.5), "rescale_threshold=0.5")])
+def test_a_setting_that_cannot_be_is_refused(fields, says):
+  with pytest.raises(ConfigError, match=says):
+    optim.optimizer_of(_node(**fields)).init(_params())
