@@ -96,6 +96,17 @@ def best_rate(l_PD, n: int, steps: int, noise: float = 0.0) -> float:
   return float(optimize.minimize_scalar(risk, bounds=(0, top), method="bounded").x)
 
 
+def best_gd_plus_plus(l_PD, n: int, layers: int, noise: float = 0.0) -> tuple[float, float]:
+  """Returns (eta, gamma), shared by so many layers of GD++, of the lowest risk over these prompts."""
+  unit = n / np.mean(np.max(l_PD, axis=1))
+  def risk(scalars):
+    rates, gammas = ([unit * scalar] * layers for scalar in scalars)
+    return np.mean(filters.risks(l_PD, filters.gd_plus_plus(l_PD, n, rates, gammas), noise))
+  with np.errstate(over="ignore", invalid="ignore"):
+    found = optimize.minimize(risk, (1.0, 0.2), method="Nelder-Mead", options=dict(xatol=1e-4, fatol=1e-7))
+  return float(unit * found.x[0]), float(unit * found.x[1])
+
+
 def against(drawn, answer_P, slope_PD, w_PD, risk=None) -> dict[str, float]:
   """Compares a model with an algorithm of weights `w_PD`, on the same prompts."""
   target_P, query_PD = np.asarray(drawn.target_B, np.float64), np.asarray(drawn.query_BD, np.float64)
