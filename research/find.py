@@ -64,7 +64,9 @@ def find(kind: str, name: str, key: str):
   """
   well_formed = isinstance(name, str) and re.fullmatch(r"[a-z0-9_]{1,80}\.[A-Z]\w{0,80}", name)
   if not well_formed or name not in names(kind):
-    raise ConfigError(f"{key}={shown(name)} is no class under {' or '.join(f'{p}/' for p in PLACES[kind])}; "
+    # The list of names is long; what was asked for need not be quoted to its end.
+    asked = shown(name[:80]) if isinstance(name, str) else shown(name)
+    raise ConfigError(f"{key}={asked} is no class under {' or '.join(f'{p}/' for p in PLACES[kind])}; "
                       f"{nearest(str(name), names(kind))}")
   file, class_name = name.split(".")
   return getattr(importlib.import_module(f"{_found(kind)[name].replace('/', '.')}.{file}"), class_name)
