@@ -67,6 +67,8 @@ TABLE = {
         L, pre=True, in_scale=tuple((layer + 1) ** -0.5 for layer in range(L))),
     "deepnorm": lambda L: _row(
         L, post=True, alpha=(2 * L) ** 0.25, final_norm=False, branch_gain=(8 * L) ** -0.25),
+    # For layers that are an algorithm on their tokens, and models whose theory has no norms.
+    "none": lambda L: _row(L, final_norm=False),
 }
 
 

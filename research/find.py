@@ -16,14 +16,14 @@ from research.errors import ConfigError, nearest, shown
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# Kind of node -> the folder its classes live in. A field of a class that holds
+# Kind of node -> the folders its classes live in. A field of a class that holds
 # another layer (a memory over a mixer, say) is named after its kind as well.
 PLACES = {
-    "model": "layers",
-    "mixer": "layers/mixers",
-    "norm": "layers/norms",
-    "channel": "layers/channel",
-    "task": "research/tasks",
+    "model": ("layers",),
+    "mixer": ("layers/mixers", "layers/in_context"),
+    "norm": ("layers/norms",),
+    "channel": ("layers/channel",),
+    "task": ("research/tasks",),
 }
 
 
@@ -33,20 +33,27 @@ def kind_of(node: str) -> str:
 
 
 @functools.cache
+def _found(kind: str) -> dict[str, str]:
+  """Returns "file.Class" -> its folder, read without importing."""
+  found = {}
+  for folder in PLACES[kind]:
+    for path in sorted((ROOT / folder).glob("*.py")):
+      classes = [node for node in ast.parse(path.read_text("utf-8")).body
+                 if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+      found |= {f"{path.stem}.{c.name}": folder for c in classes if _is_one(kind, c)}
+  return found
+
+
 def names(kind: str) -> tuple[str, ...]:
-  """Returns "file.Class" for every public class of that kind, read without importing."""
-  found = []
-  for path in sorted((ROOT / PLACES[kind]).glob("*.py")):
-    classes = [node for node in ast.parse(path.read_text("utf-8")).body
-               if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
-    found += [f"{path.stem}.{c.name}" for c in classes if kind != "model" or _takes_stack(c)]
-  return tuple(found)
+  """Returns "file.Class" for every public class of that kind."""
+  return tuple(_found(kind))
 
 
-def _takes_stack(node: ast.ClassDef) -> bool:
-  """Models share their folder with their parts; what tells them is the field `stack`."""
-  return any(isinstance(line, ast.AnnAssign) and getattr(line.target, "id", "") == "stack"
-             for line in node.body)
+def _is_one(kind: str, node: ast.ClassDef) -> bool:
+  """Models and mixers share folders with their parts; what tells them is `stack`, or `init_state`."""
+  if kind == "model":
+    return any(isinstance(line, ast.AnnAssign) and getattr(line.target, "id", "") == "stack" for line in node.body)
+  return kind != "mixer" or any(isinstance(line, ast.FunctionDef) and line.name == "init_state" for line in node.body)
 
 
 def find(kind: str, name: str, key: str):
@@ -57,10 +64,12 @@ def find(kind: str, name: str, key: str):
   """
   well_formed = isinstance(name, str) and re.fullmatch(r"[a-z0-9_]{1,80}\.[A-Z]\w{0,80}", name)
   if not well_formed or name not in names(kind):
-    raise ConfigError(f"{key}={shown(name)} is no class under {PLACES[kind]}/; "
+    # The list of names is long; what was asked for need not be quoted to its end.
+    asked = shown(name[:80]) if isinstance(name, str) else shown(name)
+    raise ConfigError(f"{key}={asked} is no class under {' or '.join(f'{p}/' for p in PLACES[kind])}; "
                       f"{nearest(str(name), names(kind))}")
   file, class_name = name.split(".")
-  return getattr(importlib.import_module(f"{PLACES[kind].replace('/', '.')}.{file}"), class_name)
+  return getattr(importlib.import_module(f"{_found(kind)[name].replace('/', '.')}.{file}"), class_name)
 
 
 def fields(cls) -> dict[str, dataclasses.Field]:

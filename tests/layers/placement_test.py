@@ -28,6 +28,7 @@ ROWS = {
     "mix:2": dict(post=(True, True, False), pre=(False, False, True), final=True),
     "layernorm_scaling": dict(pre=ALL, in_scale=(1.0, 2**-0.5, 3**-0.5), final=True),
     "deepnorm": dict(post=ALL, alpha=6**0.25),
+    "none": dict(),
 }
 
 
