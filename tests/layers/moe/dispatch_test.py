@@ -49,15 +49,21 @@ def _parallel(x_ND, routing, weights, factor=float(E)):
   return dispatch.expert_parallel(x_ND, routing, weights, mesh=_mesh(), factor=factor)
 
 
+def _form(form):
+  """A form of `dropless` as the whole of it; a CPU chooses one, other devices the other."""
+  return lambda x_ND, routing, weights: (form(x_ND, routing.gates_NE, routing.indices_NK, weights), 0.0)
+
+
 RUN = {
     "dense": _out_and_gradients(dispatch.dense),
     "capacity": _out_and_gradients(functools.partial(dispatch.capacity, factor=float(E))),
     "capacity_gate": _out_and_gradients(functools.partial(dispatch.capacity, factor=float(E), priority="gate")),
     "capacity_1": _out_and_gradients(functools.partial(dispatch.capacity, factor=1.0)),
     "dropless": _out_and_gradients(dispatch.dropless),
+    "grouped": _out_and_gradients(_form(dispatch.grouped)),
     "expert_parallel": _out_and_gradients(_parallel),
 }
-EXACT = ["capacity", "capacity_gate", "dropless", "expert_parallel"]
+EXACT = ["capacity", "capacity_gate", "dropless", "grouped", "expert_parallel"]
 
 
 def _gap(got, want):
@@ -102,11 +108,12 @@ def test_an_empty_expert_has_gradient_zero(name):
     assert np.any(np.asarray(kernel)[[3, 4]] != 0)
 
 
-def test_dropless_does_not_know_the_order_of_tokens():
+@pytest.mark.parametrize("name", ["dropless", "grouped"])
+def test_dropless_does_not_know_the_order_of_tokens(name):
   x, logits, indices, weights = _inputs(3)
   shuffle = np.random.default_rng(4).permutation(N)
-  (y, _), _ = RUN["dropless"](x, logits, indices, weights)
-  (moved, _), _ = RUN["dropless"](x[shuffle], logits[shuffle], indices[shuffle], weights)
+  (y, _), _ = RUN[name](x, logits, indices, weights)
+  (moved, _), _ = RUN[name](x[shuffle], logits[shuffle], indices[shuffle], weights)
   np.testing.assert_array_equal(moved, np.asarray(y)[shuffle])
 
 
