@@ -77,3 +77,28 @@ def balance_stats(gates_NE) -> dict[str, jax.Array]:
   load_E = jax.lax.stop_gradient(load(gates_NE))
   return dict(load_max=jnp.max(load_E), load_min=jnp.min(load_E),
               max_violation=jnp.max(load_E) * load_E.size - 1.0)
+
+
+def show(module: nn.Module, router: nn.Module, routing: Routing, **more) -> None:
+  """Sows losses into "losses" with the router's weights, and into "metrics" as they are, with stats and load."""
+  if module.is_initializing():
+    return
+  for name, value in routing.losses.items():
+    module.sow("losses", name, getattr(router, f"{name}_weight") * value)
+    module.sow("metrics", f"{name}_loss", value)
+  for name, value in {**balance_stats(routing.gates_NE), **routing.stats, **more}.items():
+    module.sow("metrics", name, value)
+
+
+class ExpertKernel(nn.Module):
+  """One matrix per expert, each drawn like the kernel of a Dense.
+
+  Attributes:
+    shape: [experts, inputs, outputs].
+  """
+
+  shape: tuple[int, int, int]
+
+  @nn.compact
+  def __call__(self):
+    return self.param("kernel", nn.initializers.lecun_normal(batch_axis=(0,)), self.shape)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from layers.activations import activation
 from layers.moe import dispatch
 from layers.moe.gshard import GShard
-from layers.routing import balance_stats
+from layers.routing import ExpertKernel, show
 
 # Dims: B batch, T tokens, N = B T, D model width, E experts, F hidden width.
 
@@ -89,7 +89,7 @@ class MoE(nn.Module):
     x_ND = rearrange(x_BTD, "b t d -> (b t) d")
     routing = router(x_ND, carry)
     y_ND, dropped = self._mix(x_ND.astype(self.dtype), routing, self._weights(D))
-    self._show(router, routing, dropped)
+    show(self, router, routing, dropped=dropped)
     y_BTD = rearrange(y_ND, "(b t) d -> b t d", b=B).astype(self.dtype)
     if self.shared_experts:
       y_BTD += _Shared(self.shared_experts * self._hidden(D), self.activation, self.dtype, name="shared")(x_BTD)
@@ -111,7 +111,7 @@ class MoE(nn.Module):
     if self.experts < 1:
       raise ValueError(f"experts={self.experts} must be at least 1.")
     E, F = self.experts, self._hidden(D)
-    make = lambda name, *shape: _Kernel((E, *shape), name=name)().astype(self.dtype)
+    make = lambda name, *shape: ExpertKernel((E, *shape), name=name)().astype(self.dtype)
     return make("experts_gate", D, F), make("experts_up", D, F), make("experts_down", F, D)
 
   def _mix(self, x_ND, routing, weights):
@@ -124,25 +124,6 @@ class MoE(nn.Module):
     elif self.dispatch != "capacity":
       limits = {}
     return run(x_ND, routing, weights, activation=self.activation, **limits)
-
-  def _show(self, router, routing, dropped):
-    if self.is_initializing():
-      return
-    for name, value in routing.losses.items():
-      self.sow("losses", name, getattr(router, f"{name}_weight") * value)
-      self.sow("metrics", f"{name}_loss", value)
-    for name, value in {**balance_stats(routing.gates_NE), **routing.stats, "dropped": dropped}.items():
-      self.sow("metrics", name, value)
-
-
-class _Kernel(nn.Module):
-  """One kernel per expert, each drawn like that of a Dense."""
-
-  shape: tuple[int, int, int]
-
-  @nn.compact
-  def __call__(self):
-    return self.param("kernel", nn.initializers.lecun_normal(batch_axis=(0,)), self.shape)
 
 
 class _Shared(nn.Module):

@@ -11,9 +11,9 @@ The bias lives in the collection "moe_state". Experts of other groups get -inf, 
 negative bias a zero would win. Where gradients are accumulated, the bias moves once per
 microbatch, by what that one shows.
 
-References: DeepSeek-AI, "DeepSeek-V3 Technical Report", 2024, section 2.1.2; Wang et al., "Auxiliary-Loss-Free
-Load Balancing Strategy for Mixture-of-Experts", 2024; Zhao et al., "Insights into DeepSeek-V3: Scaling
-Challenges and Reflections on Hardware for AI Architectures", 2025.
+References: DeepSeek-AI, "DeepSeek-V3 Technical Report", 2024, sections 2.1.2 and 4.2 (deviation 0.006 at first);
+Wang et al., "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts", 2024; Zhao et al., "Insights into
+DeepSeek-V3: Scaling Challenges and Reflections on Hardware for AI Architectures", 2025.
 """
 
 from einops import rearrange
@@ -85,7 +85,8 @@ class DeepSeek(nn.Module):
   @nn.compact
   def __call__(self, x_ND, carry=None):
     self._check()
-    log_NE = jax.nn.log_sigmoid(routing.linear(self.experts, "logits")(x_ND.astype(jnp.float32)))
+    logits_NE = routing.linear(self.experts, "logits", nn.initializers.normal(0.006))(x_ND.astype(jnp.float32))
+    log_NE = jax.nn.log_sigmoid(logits_NE)
     bias = self.variable("moe_state", "bias_E", jnp.zeros, (self.experts,))
     biased_NE = jnp.exp(jax.lax.stop_gradient(log_NE)) + bias.value[None]
     indices_NK = jax.lax.top_k(limit_groups(biased_NE, self.groups, self.kept_groups), self.top_k)[1]
