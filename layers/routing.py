@@ -79,6 +79,29 @@ def balance_stats(gates_NE) -> dict[str, jax.Array]:
               max_violation=jnp.max(load_E) * load_E.size - 1.0)
 
 
+def make(factory, experts: int, tokens: int, train: bool) -> nn.Module:
+  """Returns the router called "router" of the module that calls this, told what it cannot know itself.
+
+  Args:
+    factory: of the router, with the fields that the config gives it.
+    experts: E of the module.
+    tokens: per row of the batch, for a router that is `per_row`.
+    train: for a router that has the field.
+
+  Raises:
+    ValueError: the config gives the router another number of experts.
+  """
+  given = getattr(factory, "keywords", {}).get("experts", experts)
+  if given != experts:
+    raise ValueError(f"experts={experts} has a router for experts={given}; set the number beside the router, not in it.")
+  made, fields = factory(parent=None), dict(experts=experts, name="router")
+  if getattr(made, "per_row", False):
+    fields["tokens"] = tokens
+  if hasattr(made, "train"):
+    fields["train"] = train
+  return factory(**fields)
+
+
 def show(module: nn.Module, router: nn.Module, routing: Routing, **more) -> None:
   """Sows losses into "losses" with the router's weights, and into "metrics" as they are, with stats and load."""
   if module.is_initializing():

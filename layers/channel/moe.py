@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from layers.activations import activation
 from layers.moe import dispatch
 from layers.moe.gshard import GShard
-from layers.routing import ExpertKernel, show
+from layers.routing import ExpertKernel, make, show
 
 # Dims: B batch, T tokens, N = B T, D model width, E experts, F hidden width.
 
@@ -80,7 +80,9 @@ class MoE(nn.Module):
   def __call__(self, x_BTD, context=None):
     """Returns y_BTD, or (y_BTD, context) if the router needs a carry."""
     B, T, D = x_BTD.shape
-    router, carry = self._router(T), None
+    if self.experts < 1:
+      raise ValueError(f"experts={self.experts} must be at least 1.")
+    router, carry = make(self.router, self.experts, T, self.train), None
     if self.uses_context:
       if context is None or "router" not in context.carry:
         raise ValueError(f"router={type(router).__name__} needs a carry from layer to layer, and none was given: "
@@ -97,22 +99,13 @@ class MoE(nn.Module):
       return y_BTD, context.replace(carry=context.carry | {"router": routing.carry})
     return y_BTD
 
-  def _router(self, tokens):
-    made = self.router(parent=None)
-    given = {"tokens": tokens} if getattr(made, "per_row", False) else {}
-    if hasattr(made, "train"):
-      given["train"] = self.train
-    return self.router(experts=self.experts, name="router", **given)
-
   def _hidden(self, D):
     return self.hidden or max(8, 8 * round(self.expansion * D / 8))
 
   def _weights(self, D):
-    if self.experts < 1:
-      raise ValueError(f"experts={self.experts} must be at least 1.")
     E, F = self.experts, self._hidden(D)
-    make = lambda name, *shape: ExpertKernel((E, *shape), name=name)().astype(self.dtype)
-    return make("experts_gate", D, F), make("experts_up", D, F), make("experts_down", F, D)
+    kernel = lambda name, *shape: ExpertKernel((E, *shape), name=name)().astype(self.dtype)
+    return kernel("experts_gate", D, F), kernel("experts_up", D, F), kernel("experts_down", F, D)
 
   def _mix(self, x_ND, routing, weights):
     if self.dispatch not in DISPATCH:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from layers import rope, segments, token_cache
 from layers.moe.gshard import GShard
-from layers.routing import ExpertKernel, show
+from layers.routing import ExpertKernel, make, show
 
 # Dims: B batch, T tokens, N = B T, D model width, E experts, K experts per token, G heads of keys, C head width.
 
@@ -71,22 +71,15 @@ class MixtureOfHeads(nn.Module):
     head = (self.groups, self.head_dim)
     return token_cache.empty(batch, self.max_tokens, dict(k_BMGC=head, v_BMGC=head), self.dtype)
 
-  def _router(self, tokens):
-    made = self.router(parent=None)
-    if getattr(made, "needs_carry", False):
-      raise ValueError(f"router={type(made).__name__} carries from layer to layer, which only a channel mixer does; "
-                       "take another router for attention heads.")
-    given = {"tokens": tokens} if getattr(made, "per_row", False) else {}
-    if hasattr(made, "train"):
-      given["train"] = self.train
-    return self.router(experts=self.experts, name="router", **given)
-
   @nn.compact
   def __call__(self, x_BTD, state=None, segment_ids=None):
     B, T, D = x_BTD.shape
     G, C = self.groups, self.head_dim
     x_ND = rearrange(x_BTD, "b t d -> (b t) d")
-    router = self._router(T)
+    router = make(self.router, self.experts, T, self.train)
+    if getattr(router, "needs_carry", False):
+      raise ValueError(f"router={type(router).__name__} carries from layer to layer, which only a channel mixer does; "
+                       "take another router for attention heads.")
     routing = router(x_ND)
     if routing.indices_NK is None:
       raise ValueError(f"router={type(router).__name__} chooses a varying number of experts; attention heads need a "

@@ -43,6 +43,8 @@ class Constrained(nn.Module):
   def __call__(self, x_ND, carry=None):
     if self.margin <= 0:
       raise ValueError(f"margin={self.margin} must be above 0, or experts that are exactly even would pause.")
+    if self.hidden < 1:
+      raise ValueError(f"hidden={self.hidden} must be at least 1; the gate sees the token through it alone.")
     h_NH = nn.relu(routing.linear(self.hidden, "hidden", bias=True)(x_ND.astype(jnp.float32)))
     logits_NE = routing.linear(self.experts, "logits", bias=True)(h_NH)
     excess = self.variable("moe_state", "excess_E", jnp.zeros, (self.experts,))

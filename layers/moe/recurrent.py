@@ -46,27 +46,29 @@ class Recurrent(nn.Module):
   Attributes:
     experts: E.
     top_k: K.
-    width: P.
+    state_dim: P.
     balance_weight: of the loss.
   """
 
   experts: int = 8
   top_k: int = 2
-  width: int = 256
+  state_dim: int = 256
   balance_weight: float = 1e-3
 
   needs_carry = True
 
   def init_carry(self, rows: int):
     """Returns h before the first layer."""
-    return jnp.zeros((rows, self.width), jnp.float32)
+    return jnp.zeros((rows, self.state_dim), jnp.float32)
 
   @nn.compact
   def __call__(self, x_ND, carry=None):
     routing.check_top_k(self.top_k, self.experts)
+    if self.state_dim < 1:
+      raise ValueError(f"state_dim={self.state_dim} must be at least 1; the router sees the token through it alone.")
     if carry is None:
       raise ValueError("carry=None: this router reads the state of the layer before; start with init_carry.")
-    small, P = nn.initializers.normal(0.02), self.width
+    small, P = nn.initializers.normal(0.02), self.state_dim
     u_NP = routing.linear(P, "reduce", small)(x_ND.astype(jnp.float32))
     in_NQ = routing.linear(3 * P, "input", nn.initializers.orthogonal(), bias=True)(u_NP)
     past_NQ = routing.linear(3 * P, "past", nn.initializers.orthogonal())(carry)

@@ -20,7 +20,7 @@ from tests.layers import toy
 
 # Dims: B batch, T tokens, D model width, E experts, L layers.
 
-B, T, D, E, L = 2, 6, 4, 4, 3
+B, T, D, E, L = 2, 6, 4, 4, 2
 
 
 def _tokens(seed):
@@ -69,13 +69,13 @@ def test_what_is_dropped_is_shown():
   switch = functools.partial(Switch, jitter=0.0)
   x = np.tile(_tokens(4)[:1, :1], (B, T, 1))  # twelve equal tokens choose one expert
   shares = {}
-  for dispatch in ("dense", "dropless", "capacity"):
+  for dispatch in ("dense", "capacity"):
     layer = MoE(router=switch, experts=E, dispatch=dispatch, capacity_factor=1.0)
     variables = {"params": toy.parameters(layer, 5, x)}
     _, sown = jax.jit(functools.partial(layer.apply, mutable=["metrics"]))(variables, x)
     shares[dispatch] = float(sown["metrics"]["dropped"][0])
     assert sown["metrics"]["max_violation"][0] == E - 1 and sown["metrics"]["load_min"][0] == 0
-  assert shares == {"dense": 0, "dropless": 0, "capacity": 0.75}
+  assert shares == {"dense": 0, "capacity": 0.75}
 
 
 def test_a_router_that_counts_rows_is_told_their_length():
@@ -94,7 +94,7 @@ def test_the_state_moves_in_training_only():
   assert np.all(np.asarray(same["moe_state"]["router"]["bias_E"]) == 0)
 
 
-def _stack(scan, router=functools.partial(Recurrent, width=5)):
+def _stack(scan, router=functools.partial(Recurrent, state_dim=5)):
   return Stack((toy.Mean,) * L, functools.partial(MoE, router=router, experts=E, hidden=3), toy.Soft,
                placement("pre", L), scan=scan)
 
@@ -103,7 +103,7 @@ def test_the_carry_under_a_scan_is_the_carry_unrolled():
   x, scanned = _tokens(8), _stack(True)
   params = toy.parameters(scanned, 9, x)
   (name, stacked), = [(k, v) for k, v in params.items() if k.startswith("scan")]
-  assert name == "scan_0_to_2"
+  assert name == "scan_0_to_1"
   layers = {f"layers_{i}_to_{i}": jax.tree.map(lambda p, i=i: p[i], stacked) for i in range(L)}
   unrolled = {k: v for k, v in params.items() if k != name} | layers
   def out(stack, params):
@@ -117,7 +117,7 @@ def test_the_carry_under_a_scan_is_the_carry_unrolled():
 
 
 def test_later_layers_route_by_what_earlier_ones_carried():
-  layer = MoE(router=functools.partial(Recurrent, width=5), experts=E)
+  layer = MoE(router=functools.partial(Recurrent, state_dim=5), experts=E)
   x = _tokens(10)
   start = ctx.first(layer.init_carry(B, T))
   params = toy.parameters(layer, 11, x, start)
@@ -136,7 +136,8 @@ def test_a_router_with_a_carry_outside_of_a_stack_is_refused():
 
 @pytest.mark.parametrize("fields, message", [
     (dict(dispatch="sparse"), r"dispatch='sparse' is unknown; choose from dense, capacity, dropless, expert_parallel"),
-    (dict(experts=0), r"top_k=2 must be from 1 to experts=0"),
+    (dict(experts=0), r"experts=0 must be at least 1"),
+    (dict(experts=6, router=functools.partial(GShard, experts=4)), r"experts=6 has a router for experts=4; set the number beside"),
     (dict(dispatch="capacity", capacity_factor=0.0), r"capacity_factor=0.0 leaves 12 tokens x 2 choices.*capacity of 0"),
     (dict(dispatch="expert_parallel"), r"needs a mesh with an axis 'expert', this one has none; call it under jax.set_mesh"),
 ])
