@@ -10,6 +10,9 @@ layers/moe/dispatch.py. Losses of the router are sown into "losses" times the ro
     max_violation       E load_max - 1: 0 is balance, E / K - 1 the worst
     dropped             share of the choices that found their expert full
 
+The training step of 12 scanned layers of experiments/moe_balance.py with "dropless" compiled in 9.4 CPU seconds,
+18 by the clock with two cores at a load of 8 (2026-11-21).
+
 References: Shazeer et al., "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts
 Layer", 2017; Dai et al., "DeepSeekMoE", 2024 (shared experts).
 """
