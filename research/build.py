@@ -137,16 +137,25 @@ def check_layers(config, tokens: int) -> None:
 
 
 def _blamed(node, key, text):
-  """Returns one line that names the field at fault: the one that the layer names, or one set to 0."""
+  """Returns one line that names the field at fault: the one that the layer or a part of it names, or one set to 0."""
   text = line_of(text)
-  known = find.fields(find.find(find.kind_of(key.split(".")[-1]), node.name, key))
-  if (field := re.match(r"(\w+)=", text)) and field[1] in known:
-    return f"{key}.{text}"
+  parts = {k: node[k] for k in node if isinstance(node[k], ml_collections.ConfigDict)}
+  node = {k: node[k] for k in node if k not in parts}
+  known = _known(node, key)
+  if field := re.match(r"(\w+)=", text):
+    for place, fields in [(key, known), *((f"{key}.{k}", _known(part, f"{key}.{k}")) for k, part in parts.items())]:
+      if field[1] in fields:
+        return f"{place}.{text}"
   for k in sorted(node):
     if k in known and node[k] == 0 and type(node[k]) is int and known[k].default != 0:
       return f"{key}.{k}=0 must be at least 1."
   given = ", ".join(f"{key}.{k}={shown(node[k])}" for k in sorted(node) if k != "name")
   return f"{given or key} cannot be built: {text}"
+
+
+def _known(node, key):
+  """Returns the fields of the layer that a node describes."""
+  return find.fields(find.find(find.kind_of(key.split(".")[-1]), node["name"], f"{key}.name"))
 
 
 def line_of(text: str) -> str:

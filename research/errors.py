@@ -2,6 +2,8 @@
 
 import difflib
 
+LISTED = 300  # characters
+
 
 class ConfigError(ValueError):
   """One line with the key, the value, the rule and the way out; ends a command with exit 2."""
@@ -14,9 +16,12 @@ def shown(value) -> str:
 
 
 def nearest(name: str, known) -> str:
-  """Returns "did you mean 'x'?" for the closest known name, else the list of all."""
+  """Returns "did you mean 'x'?" for the closest known name, else the list of all, cut to 300 characters."""
   known = sorted(known)
   close = difflib.get_close_matches(name[:200], known, n=1)
   if close:
     return f"did you mean {close[0]!r}?"
-  return f"known: {', '.join(known)}." if known else "nothing is known here."
+  if not known:
+    return "nothing is known here."
+  listed = ", ".join(known)
+  return f"known: {listed}." if len(listed) <= LISTED else f"known: {listed[:LISTED].rpartition(', ')[0]}, ... ({len(known)} in all)."

@@ -23,13 +23,14 @@ PLACES = {
     "mixer": ("layers/mixers", "layers/in_context"),
     "norm": ("layers/norms",),
     "channel": ("layers/channel",),
+    "router": ("layers/moe",),
     "task": ("research/tasks",),
 }
 
 
 def kind_of(node: str) -> str:
   """Returns the kind of layer that a node of a model holds, by its key; further mixers choose theirs."""
-  return node if node in ("norm", "channel") else "mixer"
+  return node if node in ("norm", "channel", "router") else "mixer"
 
 
 @functools.cache

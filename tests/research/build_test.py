@@ -44,3 +44,15 @@ def test_train_reaches_the_stack():
   task = build.task_of(config)
   for train in (True, False):
     assert build.model_of(config, task, train=train).stack(parent=None).train is train
+
+
+@pytest.mark.parametrize("override, says", [
+    ({"model.channel.router.top_k": "9"}, r"config\.model\.channel\.router\.top_k=9 must be from 1 to experts=8"),
+    ({"model.channel.router.name": "gshard.Gshard"}, r"router\.name='gshard\.Gshard' is no class under layers/moe/"),
+    ({"model.channel.capacity_factor": "0", "model.channel.dispatch": "capacity"}, r"config\.model\.channel\.capacity_factor=0")])
+def test_a_part_of_a_layer_is_refused_under_its_own_key(override, says):
+  config = configs.load("moe_balance:smoke")[2]
+  with pytest.raises(ConfigError, match=says):
+    configs.override(config, override)
+    _model(config)
+    build.check_layers(config, 64)

@@ -1,0 +1,68 @@
+"""What attention remembers of past tokens: the last M of some arrays, and which sources a token may see.
+
+A cache holds arrays [B, M, ...] by name, `live_BM` (which slots hold a token of the running segment)
+and `seen_B` (tokens of that segment so far). Dead slots are zero, so that equal histories leave equal
+states.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from layers import segments
+
+# Dims: B batch, T new tokens, M cached tokens, S sources.
+
+
+class Sources(NamedTuple):
+  """What the new tokens read.
+
+  Attributes:
+    arrays: name -> [B, S, ...].
+    mask_BTS: True where token t may read source s.
+    cache: the cache for the tokens that follow.
+  """
+
+  arrays: dict[str, jax.Array]
+  mask_BTS: jax.Array
+  cache: dict[str, jax.Array]
+
+
+def empty(batch: int, slots: int, shapes: dict[str, tuple[int, ...]], dtype):
+  """Returns a cache without tokens, of arrays [batch, slots, *shape]."""
+  arrays = {name: jnp.zeros((batch, slots, *shape), dtype) for name, shape in shapes.items()}
+  return dict(arrays, live_BM=jnp.zeros((batch, slots), bool), seen_B=jnp.zeros(batch, jnp.int32))
+
+
+def extend(cache, new, ids_BT, position_BT, now_B, *, first: bool) -> Sources:
+  """Appends new tokens to the cache.
+
+  Args:
+    cache: the cache before them.
+    new: name -> [B, T, ...].
+    ids_BT: segment ids, negative for padding.
+    position_BT, now_B: as segments.positions gives them for cache["seen_B"].
+    first: nothing lies before the row, so the empty slots are left out of the sources.
+  """
+  M, B = cache["live_BM"].shape[1], ids_BT.shape[0]
+  old_BM = jnp.where(cache["live_BM"], segments.first_segment(ids_BT)[:, None], -1)
+  line = {name: jnp.concatenate([cache[name], array], axis=1) for name, array in new.items()}
+  ids_BS = jnp.concatenate([old_BM, ids_BT], axis=1)
+  before_BM = cache["seen_B"][:, None] + jnp.arange(-M, 0)[None]
+  position_BS = jnp.concatenate([jnp.broadcast_to(before_BM, (B, M)), position_BT], axis=1)
+
+  count_B = segments.tokens_to_last(ids_BT)
+  last_B1 = jnp.take_along_axis(ids_BS, M - 1 + count_B[:, None], axis=1)
+  kept_BM = segments.window(ids_BS, count_B, M)
+  live_BM = (kept_BM == last_B1) & (kept_BM >= 0)
+  def keep(line):
+    alive = live_BM.reshape(live_BM.shape + (1,) * (line.ndim - 2))
+    return jnp.where(alive, segments.window(line, count_B, M), 0)
+  cache = dict({name: keep(array) for name, array in line.items()}, live_BM=live_BM, seen_B=now_B)
+
+  if first:
+    line, ids_BS, position_BS = new, ids_BT, position_BT
+  mask_BTS = position_BT[:, :, None] >= position_BS[:, None, :]
+  mask_BTS &= (ids_BT[:, :, None] == ids_BS[:, None, :]) & (ids_BS[:, None, :] >= 0)
+  return Sources(line, mask_BTS, cache)
