@@ -93,7 +93,7 @@ def measure(program, state) -> dict[str, float]:
 
 
 def claims():
-  common = dict(paper=PAPER, year=2023, better="lower", seeds=3)
+  common = dict(paper=PAPER, year=2023, better="lower", seeds=5)
   growth = dict(common, metric="length/growth_at_8x", arm="gla")
   return [
       Claim(id="gla_keeps_its_loss_on_longer_text", **growth, kind="threshold", bound="0.05 nats",

@@ -80,7 +80,7 @@ def arms():
 
 
 def claims():
-  common = dict(paper=PAPER, year=2024, seeds=3, arm="hedgehog")
+  common = dict(paper=PAPER, year=2024, seeds=5, arm="hedgehog")
   recall = dict(common, metric="eval/accuracy")
   return [
       Claim(id="hedgehog_recalls_more_than_elu", **recall, better="higher", against="elu1", margin="0.05 accuracy",

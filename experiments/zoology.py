@@ -96,7 +96,7 @@ def arms():
 
 
 def claims():
-  common = dict(paper=PAPER, year=2023, metric="eval/accuracy", better="higher", seeds=3)
+  common = dict(paper=PAPER, year=2023, metric="eval/accuracy", better="higher", seeds=5)
   return [
       Claim(id="attention_recalls_more_than_elu", **common, arm="attention", against="elu_16", margin="0.05 accuracy",
             statement="Attention recalls more than linear attention on elu + 1, whose state is the smaller",
