@@ -7,7 +7,7 @@ lie in (0, 1): it forgets, but never turns.
     python -m research.verify gateloop
     python -m research.sweep --config=gateloop --metric=eval/accuracy_at_4x
 
-cpu: 2 cores, not measured
+cpu: 2 cores, 1 core minutes for its claims: 3 HOLDS
 smoke: 2 cores, 19 s on a busy machine
 paper: one H100 or v5e-8, not measured
 """
