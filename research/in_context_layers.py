@@ -1,0 +1,181 @@
+"""What the layers of a decoder compute in context, beside algorithms: numbers by name, and arrays for figures.
+
+    risk/decoder, /<algorithm>    squared error to f at the last point
+    spd/ridge_over_ols            worst over positions of E (f - ridge)^2 / E (f - least squares)^2, from d + 2 pairs on,
+                                  where the second has a mean
+    match/newton_rise             least difference of the best-matching numbers of Newton iterations, layer to layer
+    match/gd_doublings            the same of gradient steps, in powers of two
+    ilwd/ridge, /least_squares    E |w_f - w|^2 of the weights that answers to fresh queries imply, and
+    linear_fit/explained          how much of those answers they explain
+    probe/moment, /weights        share of the variance of X^T y and of the Bayes weights that a linear read-out of the
+                                  last layer explains on other prompts
+    shift/<name>                  risk at the last point of shifted prompts over that of ridge, which is best there, or
+                                  of answering 0 where there is no noise or the family is not linear
+
+Arrays, with rows for the layers and the decoder's answer itself as the last one: position/<algorithm> [N] with
+position_error/<algorithm>; sime/newton, sime/gd [L + 1, K] cosines of residuals without point 1; simw/* of weights;
+grid/newton, grid/gd [K]; probe_by_layer/moment, /weights [L]. Layers are read before the final norm.
+
+References: Fu et al., "Transformers Learn Higher-Order Optimization Methods for In-Context Learning", 2024 (SimE,
+SimW); Akyurek et al., "What learning algorithm is in-context learning?", 2023 (SPD, ILWD, probes); Garg et al., 2022.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from layers.in_context import by_position, closed_forms, probes, readouts
+from layers.probe import DEPTH
+from layers.stack import by_depth
+from research.errors import ConfigError
+
+# Dims: P prompts, N points, D inputs, L layers, F stream width, K numbers of steps, Q queries.
+
+PROMPTS = 4096
+WEIGHED = 192  # prompts whose weights are asked for, 3 d queries each
+LINEAR = ("linear", "sparse")
+
+
+def measure(task, program, state) -> dict:
+  """Returns the numbers and arrays above that make sense for this family of functions.
+
+  Args:
+    task: a FunctionClasses.
+    program: of research/program.py, with a Regressor that answers at every other token.
+    state: of one trained model.
+
+  Raises:
+    ConfigError: a model with one answer per prompt.
+  """
+  if program.config.model.get("read_out", "") != "every_other":
+    raise ConfigError("config.model.read_out must be 'every_other': functions are predicted at every x.")
+  forward = jax.jit(functools.partial(_forward, program.model))
+  variables = {"params": state.params, **state.extra}
+  key = jax.random.fold_in(jax.random.key(task.seed), 7919)
+  drawn, answer_PN, stream_LPNF = _shown(task, forward, variables, key)
+  known = by_position.answers(drawn.x_BND, drawn.y_BN, task.noise)
+  found = of_positions(task, drawn, answer_PN, known)
+  if task.family not in LINEAR:
+    return found | shifts(task, forward, variables, key)
+  layers = read_layers(stream_LPNF, drawn.f_BN)
+  layer_answers = [readouts.apply(readout, h)[..., 0] for readout, h in zip(layers, stream_LPNF)]
+  found |= matches(drawn.y_BN, np.stack([*layer_answers, answer_PN]), known)
+  found |= of_weights(task, forward, variables, jax.random.fold_in(key, 1), layers)
+  found |= encoded(task, drawn, stream_LPNF[:, :, -1])
+  return found | shifts(task, forward, variables, key)
+
+
+def _forward(model, variables, tokens):
+  """Returns (answers [P, N], stream after every layer at the points [L, P, N, F])."""
+  (answer_PN, _), shown = model.apply(variables, tokens, mutable=[DEPTH])
+  runs = model.stack(parent=None).runs()
+  return answer_PN, by_depth(shown[DEPTH]["stack"], runs, lambda block: block["stream_BTD"][0][:, ::2])
+
+
+def _shown(task, forward, variables, key, prompts=PROMPTS):
+  drawn = jax.jit(lambda key: task.draw(jax.random.split(key, prompts)))(key)
+  answer_PN, stream_LPNF = forward(variables, jax.jit(task.encode)(drawn.x_BND, drawn.y_BN))
+  return jax.tree.map(lambda a: np.asarray(a, np.float64), (drawn, answer_PN, stream_LPNF))
+
+
+def of_positions(task, drawn, answer_PN, known) -> dict:
+  """Returns risks by position of the decoder and of algorithms, and which of two it is nearer to."""
+  N, found = answer_PN.shape[1], {}
+  for name, guess_PN in {"decoder": answer_PN, **known}.items():
+    if guess_PN.ndim == 2:
+      square_PN = (guess_PN - drawn.f_BN) ** 2
+      found[f"position/{name}"] = square_PN.mean(axis=0)
+      found[f"position_error/{name}"] = square_PN.std(axis=0, ddof=1) / len(square_PN) ** 0.5
+      found[f"risk/{name}"] = found[f"position/{name}"][-1]
+  none_N = np.array([False] + [np.isinf(closed_forms.least_squares_risk(i, task.dims, task.noise)) for i in range(1, N)])
+  found["position/least_squares"][none_N] = np.inf  # what a sample shows of an infinite mean is chance
+  late = [i for i in range(N) if i >= task.dims + 2]
+  if task.noise and late and task.family in LINEAR:
+    apart_N = {name: np.mean((answer_PN - known[name]) ** 2, axis=0) for name in ("ridge", "least_squares")}
+    found["spd/ridge_over_ols"] = np.max((apart_N["ridge"] / apart_N["least_squares"])[late])
+    found["position_spd/ridge"], found["position_spd/least_squares"] = apart_N["ridge"], apart_N["least_squares"]
+  return found
+
+
+def read_layers(stream_LPNF, target_PN) -> list:
+  """Returns a read-out per layer, shared by all positions."""
+  flat = lambda h_PNF: h_PNF.reshape(-1, h_PNF.shape[-1])
+  return [readouts.fit(flat(h_PNF), target_PN.reshape(-1, 1)) for h_PNF in stream_LPNF]
+
+
+def matches(y_PN, answer_RPN, known) -> dict:
+  """Returns likeness of residuals, layer by layer and step by step, and how the best matches move.
+
+  Args:
+    y_PN: what was to be predicted.
+    answer_RPN: of the layers, and in the last row of the decoder.
+    known: of by_position.answers.
+  """
+  found = {}
+  residual_RPN = (answer_RPN - y_PN[None])[..., 1:]
+  for name, grid in (("newton", by_position.NEWTON), ("gd", by_position.GRADIENT)):
+    other_KPN = (known[name] - y_PN[None])[..., 1:]
+    found[f"sime/{name}"] = np.array([[probes.cosine(r_PN, o_PN) for o_PN in other_KPN] for r_PN in residual_RPN])
+    found[f"grid/{name}"] = np.array(grid, np.float64)
+  best = {name: found[f"grid/{name}"][np.argmax(found[f"sime/{name}"][:-1], axis=1)] for name in ("newton", "gd")}
+  if len(answer_RPN) > 2:
+    found["match/newton_rise"] = np.min(np.diff(best["newton"]))
+    found["match/gd_doublings"] = np.min(np.diff(np.log2(best["gd"])))
+  for layer, (newton, gd) in enumerate(zip(best["newton"], best["gd"]), 1):
+    found |= {f"match/newton_layer_{layer}": newton, f"match/gd_layer_{layer}": gd}
+  return found
+
+
+def of_weights(task, forward, variables, key, layers) -> dict:
+  """Returns likeness and distance of the weights that layers and decoder imply at the last point."""
+  Q = 3 * task.dims
+  drawn = task.draw(jax.random.split(key, WEIGHED))
+  query_PQD = jax.random.normal(jax.random.fold_in(key, 1), (WEIGHED, Q, task.dims)) * np.diag(task.root()).reshape(1, 1, -1)
+  again = lambda part: jnp.repeat(part, Q, axis=0)
+  x_BND = again(drawn.x_BND).at[:, -1].set(query_PQD.reshape(-1, task.dims))
+  answer_BN, stream_LBNF = forward(variables, task.encode(x_BND, again(drawn.y_BN)))
+  guesses = [readouts.apply(readout, h_BF)[:, 0] for readout, h_BF in zip(layers, stream_LBNF[:, :, -1])]
+  implied = [probes.implied_weights(query_PQD, np.reshape(guess, (WEIGHED, Q)))
+             for guess in [*guesses, np.asarray(answer_BN)[:, -1]]]
+  w_RPD = np.stack([w_PD for w_PD, _ in implied])
+  other = by_position.weights(np.asarray(drawn.x_BND)[:, :-1], np.asarray(drawn.y_BN)[:, :-1], task.noise)
+  found = {f"simw/{name}": np.array([[probes.cosine(w_PD, v_PD) for v_PD in other[name]] for w_PD in w_RPD])
+           for name in ("newton", "gd")}
+  found |= {f"ilwd/{name}": probes.weight_difference(w_RPD[-1], other[name])
+            for name in ("ridge", "least_squares") if name in other}
+  return found | {"linear_fit/explained": np.mean(implied[-1][1])}
+
+
+def encoded(task, drawn, last_LPF) -> dict:
+  """Returns how much of X^T y and of the Bayes weights a linear read-out finds at the last point of every layer."""
+  x_PND, y_PN = drawn.x_BND[:, :-1], drawn.y_BN[:, :-1]
+  w = by_position.weights(x_PND, y_PN, task.noise)
+  targets = {"moment": np.einsum("pnd,pn->pd", x_PND, y_PN), "weights": w.get("ridge", w["least_squares"])}
+  by_layer = {name: np.array([readouts.explained(h_PF, target) for h_PF in last_LPF]) for name, target in targets.items()}
+  return {f"probe_by_layer/{name}": value for name, value in by_layer.items()} | {
+      f"probe/{name}": value[-1] for name, value in by_layer.items()}
+
+
+def shifts(task, forward, variables, key) -> dict:
+  """Returns the risk at the last point of prompts that differ from those of training, over that of what is best there."""
+  changed = {"x_doubled": dict(x_scale=2 * task.x_scale), "f_doubled": dict(weight_scale=2 * task.weight_scale),
+             "skewed": dict(condition=3.0), "half": dict(inputs="half"), "opposite": dict(inputs="opposite"),
+             "noisy": dict(noise=task.noise + 1.0), "shorter": dict(pairs=max(1, task.pairs // 2))}
+  found = {}
+  for name, change in changed.items():
+    other = dataclasses.replace(task, **change)
+    drawn, answer_PN, _ = _shown(other, forward, variables, key, PROMPTS // 4)
+    found[f"shift/{name}"] = np.mean((answer_PN[:, -1] - drawn.f_BN[:, -1]) ** 2) / _least(other, drawn)
+  return found
+
+
+def _least(task, drawn) -> float:
+  """Returns the risk at the last point of the Bayes answer, or of 0 where that is not linear or has none."""
+  guess_P = 0.0
+  if task.family == "linear" and task.noise:
+    w = by_position.weights(drawn.x_BND[:, :-1], drawn.y_BN[:, :-1], task.noise / task.weight_scale**2)
+    guess_P = np.sum(w["ridge"] * drawn.x_BND[:, -1], axis=1)
+  return float(np.mean((guess_P - drawn.f_BN[:, -1]) ** 2))
