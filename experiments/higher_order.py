@@ -48,7 +48,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
   config.model.placement = "pre"
   config.model.read_in = "dense"
   config.model.read_out = "every_other"
-  config.model.max_positions = 37 if small else 161  # of twice the pairs
+  config.model.max_positions = 37 if small else 161  # covers twice the pairs
 
   config.model.mixer = ml_collections.ConfigDict()
   config.model.mixer.name = "attention.Attention"

@@ -5,7 +5,8 @@
     averaging            w = X^T y / n
     least squares        of least norm
     ridge                strength = noise: the Bayes answer of a linear function with w ~ N(0, I)
-    k gradient steps     of rate `RATE` on half the sum of squares, from 0 (Fu et al.: no 1 / n)
+    k gradient steps     of rate `RATE` on half the sum of squares, from 0 (Fu et al.: no 1 / n); of rate 1 / l_max for
+                         prompts that this would diverge on
     k Newton iterations  M_0 = A / |A A^T|_F, M <- 2 M - M A M, w = M X^T y
     neighbours           mean y of the three nearest points
 
@@ -32,10 +33,11 @@ def weights(x_PND, y_PN, noise: float = 0.0) -> dict[str, np.ndarray]:
     noise: variance on y; without any there is no "ridge".
   """
   found = oracles.decompose(x_PND, y_PN)
+  t_PD = found.l_PD * np.minimum(RATE, 1 / np.max(found.l_PD, axis=1, keepdims=True))
   of = lambda left_PD: oracles.weights(found, left_PD)
   made = {"averaging": oracles.averaging(x_PND, y_PN), "least_squares": of(filters.least_squares(found.l_PD)),
           "newton": np.stack([of(filters.newton(found.l_PD, k)) for k in NEWTON]),
-          "gd": np.stack([of((1 - RATE * found.l_PD) ** k) for k in GRADIENT])}
+          "gd": np.stack([of((1 - t_PD) ** k) for k in GRADIENT])}
   return made | ({"ridge": of(filters.ridge(found.l_PD, noise))} if noise else {})
 
 
