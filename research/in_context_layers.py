@@ -2,7 +2,9 @@
 
     risk/decoder, /<algorithm>    squared error to f at the last point
     spd/ridge_over_ols            worst over positions of E (f - ridge)^2 / E (f - least squares)^2, from d + 2 pairs on,
-                                  where the second has a mean
+                                  where the second has a mean; below 1 for the answer 0 as well, whence
+    spd/ridge_over_others         the same over whatever is nearest of least squares, averaging, one gradient step of the
+                                  best rate, three neighbours and 0
     match/newton_rise             least difference of the best-matching numbers of Newton iterations, layer to layer
     match/gd_doublings            the same of gradient steps, in powers of two
     ilwd/ridge, /least_squares    E |w_f - w|^2 of the weights that answers to fresh queries imply, and
@@ -94,10 +96,24 @@ def of_positions(task, drawn, answer_PN, known) -> dict:
   found["position/least_squares"][none_N] = np.inf  # what a sample shows of an infinite mean is chance
   late = [i for i in range(N) if i >= task.dims + 2]
   if task.noise and late and task.family in LINEAR:
-    apart_N = {name: np.mean((answer_PN - known[name]) ** 2, axis=0) for name in ("ridge", "least_squares")}
-    found["spd/ridge_over_ols"] = np.max((apart_N["ridge"] / apart_N["least_squares"])[late])
-    found["position_spd/ridge"], found["position_spd/least_squares"] = apart_N["ridge"], apart_N["least_squares"]
+    found |= nearness(answer_PN, known | {"one_step": one_step(task, known["averaging"])}, late)
   return found
+
+
+def one_step(task, averaging_PN):
+  """Returns the answers of the best gradient step for isotropic inputs."""
+  rates = [closed_forms.one_step_rate(max(i, 1), task.dims, task.noise, task.x_scale**2) for i in range(averaging_PN.shape[1])]
+  return averaging_PN * np.array(rates)[None]
+
+
+def nearness(answer_PN, known, late) -> dict:
+  """Returns how near answers are to ridge, beside how near they are to others, at the worst of the positions `late`."""
+  apart = {name: np.mean((answer_PN - guess_PN) ** 2, axis=0) for name, guess_PN in known.items() if guess_PN.ndim == 2}
+  apart["zero"] = np.mean(answer_PN**2, axis=0)
+  other_N = np.min([apart_N for name, apart_N in apart.items() if name != "ridge"], axis=0)
+  return {"spd/ridge_over_ols": np.max((apart["ridge"] / apart["least_squares"])[late]),
+          "spd/ridge_over_others": np.max((apart["ridge"] / other_N)[late]),
+          **{f"position_spd/{name}": apart_N for name, apart_N in apart.items()}}
 
 
 def read_layers(stream_LPNF, target_PN) -> list:
