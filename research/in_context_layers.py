@@ -111,8 +111,8 @@ def nearness(answer_PN, known, late) -> dict:
   apart = {name: np.mean((answer_PN - guess_PN) ** 2, axis=0) for name, guess_PN in known.items() if guess_PN.ndim == 2}
   apart["zero"] = np.mean(answer_PN**2, axis=0)
   other_N = np.min([apart_N for name, apart_N in apart.items() if name != "ridge"], axis=0)
-  return {"spd/ridge_over_ols": np.max((apart["ridge"] / apart["least_squares"])[late]),
-          "spd/ridge_over_others": np.max((apart["ridge"] / other_N)[late]),
+  worst = lambda other_N: np.max(apart["ridge"][late] / np.maximum(other_N[late], 1e-12))
+  return {"spd/ridge_over_ols": worst(apart["least_squares"]), "spd/ridge_over_others": worst(other_N),
           **{f"position_spd/{name}": apart_N for name, apart_N in apart.items()}}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from layers.in_context import by_position, closed_forms
-from research import arrays, in_context_figures
+from research import arrays, build, in_context_figures
 from research import config as configs
 from research import in_context_layers as measures
 from research import program as programs
@@ -81,20 +81,25 @@ def test_figures_are_drawn_from_saved_arrays_alone(tmp_path):
   assert float(best[2]) == 3.0
 
 
-def _program(**overrides):
+def _config(**overrides):
   config = configs.load("which_algorithm:smoke")[2]
-  configs.override(config, {"task.batch_size": 2, "model.depth": 1, "model.width": 8, **overrides})
-  return programs.make(config)
+  configs.override(config, {"task.batch_size": 8, "model.depth": 1, "model.width": 8, **overrides})
+  return config
 
 
 @pytest.mark.parametrize("name", ["attention.Attention", "delta_net.DeltaNet", "gla.GLA"])
 def test_another_mixer_drops_in_by_its_name_and_no_answer_knows_its_y_or_a_later_one(name):
-  program = _program(**{"model.mixer.name": name})
-  params = jax.jit(lambda: program.model.init(jax.random.key(0), np.zeros((1, 19, 4), np.float32)))()
+  config = _config(**{"model.mixer.name": name})
+  model = build.model_of(config, build.task_of(config), train=False)
   tokens = np.random.default_rng(1).standard_normal((1, 19, 4)).astype(np.float32)
   changed = tokens.copy()
   changed[:, 9] += 1.0  # the y of the fifth point
-  one, other = jax.jit(lambda both: program.model.apply(params, both)[0])(np.concatenate([tokens, changed]))
+
+  @jax.jit
+  def answers(both):
+    return model.apply(model.init(jax.random.key(0), both[:1]), both)[0]
+
+  one, other = answers(np.concatenate([tokens, changed]))
   assert one.shape == (10,)
   np.testing.assert_allclose(one[:5], other[:5], atol=1e-5)
   assert np.all(np.abs(one[5:] - other[5:]) > 1e-6)
@@ -109,7 +114,7 @@ def test_one_answer_per_prompt_is_refused():
 @pytest.mark.slow
 def test_a_whole_measure_has_every_number_of_its_list(monkeypatch):
   monkeypatch.setattr(measures, "PROMPTS", 64)
-  program = _program()
+  program = programs.make(_config())
   found = program.task.measure(program, program.init(0))
   for name in ("spd/ridge_over_others", "ilwd/ridge", "linear_fit/explained", "probe/moment", "shift/opposite"):
     assert np.isfinite(found[name])
