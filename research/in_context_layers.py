@@ -1,6 +1,8 @@
 """What the layers of a decoder compute in context, beside algorithms: numbers by name, and arrays for figures.
 
     risk/decoder, /<algorithm>    squared error to f at the last point
+    risk_over/lasso, /greedy_tree the decoder's risk over that of the fit that knows the family, on `FITTED` prompts, for
+                                  sparse functions (the best of five strengths) and trees
     spd/ridge_over_ols            worst over positions of E (f - ridge)^2 / E (f - least squares)^2, from d + 2 pairs on,
                                   where the second has a mean; below 1 for the answer 0 as well, whence
     spd/ridge_over_others         the same over whatever is nearest of least squares, averaging, one gradient step of the
@@ -32,11 +34,13 @@ import numpy as np
 from layers.in_context import by_position, closed_forms, probes, readouts
 from layers.probe import DEPTH
 from layers.stack import by_depth
+from research import in_context_fits as fits
 from research.errors import ConfigError
 
 # Dims: P prompts, N points, D inputs, L layers, F stream width, K numbers of steps, Q queries.
 
 PROMPTS = 4096
+FITTED = 256
 WEIGHED = 192  # prompts whose weights are asked for, 3 d queries each
 LINEAR = ("linear", "sparse")
 
@@ -60,6 +64,7 @@ def measure(task, program, state) -> dict:
   drawn, answer_PN, stream_LPNF = _shown(task, forward, variables, key)
   known = by_position.answers(drawn.x_BND, drawn.y_BN, task.noise)
   found = of_positions(task, drawn, answer_PN, known)
+  found |= beside_fits(task, drawn, answer_PN[:, -1])
   if task.family not in LINEAR:
     return found | shifts(task, forward, variables, key)
   layers = read_layers(stream_LPNF, drawn.f_BN)
@@ -98,6 +103,19 @@ def of_positions(task, drawn, answer_PN, known) -> dict:
   if task.noise and late and task.family in LINEAR:
     found |= nearness(answer_PN, known | {"one_step": one_step(task, known["averaging"])}, late)
   return found
+
+
+def beside_fits(task, drawn, answer_P) -> dict:
+  """Returns the risk of answers at the last point over that of a fit made for this family, where there is one."""
+  few = slice(0, FITTED)
+  x_PND, y_PN, f_P = (a[few] for a in (drawn.x_BND, drawn.y_BN, drawn.f_BN[:, -1]))
+  pairs, query_PD, error = (x_PND[:, :-1], y_PN[:, :-1]), x_PND[:, -1], lambda guess_P: np.mean((guess_P - f_P) ** 2)
+  if task.family == "sparse":
+    least = min(error(np.sum(fits.lasso(*pairs, 10.0**-k) * query_PD, axis=1)) for k in range(5))
+    return {"risk_over/lasso": error(answer_P[few]) / least}
+  if task.family == "decision_tree":
+    return {"risk_over/greedy_tree": error(answer_P[few]) / error(fits.greedy_tree(*pairs, query_PD, task.tree_depth))}
+  return {}
 
 
 def one_step(task, averaging_PN):
