@@ -1,15 +1,16 @@
 r"""Do the layers of a decoder that learned linear regression in context follow Newton's iterations?
 
 A softmax decoder of three layers is trained on linear functions of 3 inputs, with noise of variance 1/4 (the paper's
-main runs have none) and a prediction at each of 10 points. From the residual stream after every layer a linear read-out, shared by all positions and fitted in
-closed form, predicts y; its residuals are compared with those of k gradient steps and of k Newton iterations, and
-the k whose residuals are most alike is the index of the layer. Point 1 is left out: nobody knows anything there.
+main runs have none) and a prediction at each of 10 points. From the residual stream after every layer a linear
+read-out, shared by all positions and fitted in closed form, predicts f; its residuals are compared with those of k
+gradient steps and of k Newton iterations, and the k whose residuals are most alike is the index of the layer. Point
+1 is left out: nobody knows anything there.
 
     python -m research.verify higher_order
 
 The verify also draws figures/in-context-layers-<arm>.png, likeness by layer and k, and in-context-risk-<arm>.png.
 
-cpu: 2 cores, not measured
+cpu: 2 cores, not measured; one run about 4 minutes of a core, by 200 of its steps
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """

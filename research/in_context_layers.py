@@ -1,11 +1,11 @@
 """What the layers of a decoder compute in context, beside algorithms: numbers by name, and arrays for figures.
 
     risk/decoder, /<algorithm>    squared error to f at the last point
-    risk_over/lasso, /greedy_tree the decoder's risk over that of the fit that knows the family, on `FITTED` prompts, for
+    risk_over/lasso, /greedy_tree the decoder's risk over that of a fit that knows the family, on `FITTED` prompts, for
                                   sparse functions (the best of five strengths) and trees
-    spd/ridge_over_ols            worst over positions of E (f - ridge)^2 / E (f - least squares)^2, from d + 2 pairs on,
+    spd/ridge_over_ols            worst over positions of E (f - ridge)^2 / E (f - least squares)^2, of d + 2 pairs or more,
                                   where the second has a mean; below 1 for the answer 0 as well, whence
-    spd/ridge_over_others         the same over whatever is nearest of least squares, averaging, one gradient step of the
+    spd/ridge_over_others         the same over what is nearest of least squares, averaging, one gradient step of the
                                   best rate, three neighbours and 0
     match/newton_rise             least difference of the best-matching numbers of Newton iterations, layer to layer
     match/gd_doublings            the same of gradient steps, in powers of two
@@ -97,7 +97,8 @@ def of_positions(task, drawn, answer_PN, known) -> dict:
       found[f"position/{name}"] = square_PN.mean(axis=0)
       found[f"position_error/{name}"] = square_PN.std(axis=0, ddof=1) / len(square_PN) ** 0.5
       found[f"risk/{name}"] = found[f"position/{name}"][-1]
-  none_N = np.array([False] + [np.isinf(closed_forms.least_squares_risk(i, task.dims, task.noise)) for i in range(1, N)])
+  infinite = lambda i: i > 0 and np.isinf(closed_forms.least_squares_risk(i, task.dims, task.noise))
+  none_N = np.array([infinite(i) for i in range(N)])
   found["position/least_squares"][none_N] = np.inf  # what a sample shows of an infinite mean is chance
   late = [i for i in range(N) if i >= task.dims + 2]
   if task.noise and late and task.family in LINEAR:
@@ -120,8 +121,8 @@ def beside_fits(task, drawn, answer_P) -> dict:
 
 def one_step(task, averaging_PN):
   """Returns the answers of the best gradient step for isotropic inputs."""
-  rates = [closed_forms.one_step_rate(max(i, 1), task.dims, task.noise, task.x_scale**2) for i in range(averaging_PN.shape[1])]
-  return averaging_PN * np.array(rates)[None]
+  rate = lambda i: closed_forms.one_step_rate(max(i, 1), task.dims, task.noise, task.x_scale**2)
+  return averaging_PN * np.array([rate(i) for i in range(averaging_PN.shape[1])])[None]
 
 
 def nearness(answer_PN, known, late) -> dict:
@@ -167,7 +168,7 @@ def of_weights(task, forward, variables, key, layers) -> dict:
   """Returns likeness and distance of the weights that layers and decoder imply at the last point."""
   Q = 3 * task.dims
   drawn = task.draw(jax.random.split(key, WEIGHED))
-  query_PQD = jax.random.normal(jax.random.fold_in(key, 1), (WEIGHED, Q, task.dims)) * np.diag(task.root()).reshape(1, 1, -1)
+  query_PQD = jax.random.normal(jax.random.fold_in(key, 1), (WEIGHED, Q, task.dims)) * np.diag(task.root())[None, None]
   again = lambda part: jnp.repeat(part, Q, axis=0)
   x_BND = again(drawn.x_BND).at[:, -1].set(query_PQD.reshape(-1, task.dims))
   answer_BN, stream_LBNF = forward(variables, task.encode(x_BND, again(drawn.y_BN)))
@@ -188,13 +189,14 @@ def encoded(task, drawn, last_LPF) -> dict:
   x_PND, y_PN = drawn.x_BND[:, :-1], drawn.y_BN[:, :-1]
   w = by_position.weights(x_PND, y_PN, task.noise)
   targets = {"moment": np.einsum("pnd,pn->pd", x_PND, y_PN), "weights": w.get("ridge", w["least_squares"])}
-  by_layer = {name: np.array([readouts.explained(h_PF, target) for h_PF in last_LPF]) for name, target in targets.items()}
+  by_layer = {name: np.array([readouts.explained(h_PF, target_PD) for h_PF in last_LPF])
+              for name, target_PD in targets.items()}
   return {f"probe_by_layer/{name}": value for name, value in by_layer.items()} | {
       f"probe/{name}": value[-1] for name, value in by_layer.items()}
 
 
 def shifts(task, forward, variables, key) -> dict:
-  """Returns the risk at the last point of prompts that differ from those of training, over that of what is best there."""
+  """Returns the risk at the last point of prompts unlike those of training, over that of what is best there."""
   changed = {"x_doubled": dict(x_scale=2 * task.x_scale), "f_doubled": dict(weight_scale=2 * task.weight_scale),
              "skewed": dict(condition=3.0), "half": dict(inputs="half"), "opposite": dict(inputs="opposite"),
              "noisy": dict(noise=task.noise + 1.0), "shorter": dict(pairs=max(1, task.pairs // 2))}
