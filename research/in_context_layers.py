@@ -3,8 +3,8 @@
     risk/decoder, /<algorithm>    squared error to f at the last point
     risk_over/lasso, /greedy_tree the decoder's risk over that of a fit that knows the family, on `FITTED` prompts, for
                                   sparse functions (the best of five strengths) and trees
-    spd/ridge_over_ols            worst over positions of E (f - ridge)^2 / E (f - least squares)^2, of d + 2 pairs or more,
-                                  where the second has a mean; below 1 for the answer 0 as well, whence
+    spd/ridge_over_ols            worst over positions of E (f - ridge)^2 / E (f - least squares)^2, of d + 2 pairs or
+                                  more, where the second has a mean; below 1 for the answer 0 as well, whence
     spd/ridge_over_others         the same over what is nearest of least squares, averaging, one gradient step of the
                                   best rate, three neighbours and 0
     match/newton_rise             least difference of the best-matching numbers of Newton iterations, layer to layer
