@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
+from research import arrays
 from research import config as configs
 from research import count, depth_plot, exit_codes, loggers, manifest, metrics, model_table, monitor, plots
 from research import program as programs
@@ -123,7 +124,7 @@ def train_models(name, program, seed, directory, outputs, *, log="jsonl", measur
     directory: for the checkpoints.
     outputs: one directory per model, for its metrics, figures and final.json, which is written last.
     log: where metrics go besides metrics.jsonl.
-    measure: (program, state of one model) -> {metric: number}, added to final.json; or None.
+    measure: (program, state of one model) -> {metric: number}, added to final.json; or None. Arrays go to arrays.npz.
     progress: shows where the run is; None makes a bar or lines.
     table: directory of model_table.csv, `directory` unless given.
     drawn: how many of the models also leave figures and a sample.
@@ -155,7 +156,7 @@ def train_models(name, program, seed, directory, outputs, *, log="jsonl", measur
   for i, (out, final) in enumerate(zip(outputs, outcome.finals)):
     state = jax.tree.map(lambda x: x[i], outcome.state) if program.seeds else outcome.state
     if measure is not None:
-      final |= {k: float(v) for k, v in measure(program, state).items()}
+      final |= arrays.kept(out, measure(program, state))
     lines = _leave_behind(name, program, state, out, final, baselines, unit, draw=i < drawn)
     lines.append(f"{time.monotonic() - begun:.0f} s in this call, peak memory "
                  f"{monitor.peak_memory_gb():.2f} GB")

@@ -5,6 +5,7 @@
     alignment            E |f - g|                                          von Oswald et al.
     sensitivity          cosine and distance of df/dx_q and dg/dx_q         von Oswald et al.
     residual similarity  E cos(f - y, g - y) over the positions of a prompt  Fu et al., SimE; of weights SimW
+    reach                |d out_k / d in_j| of a layer for j = k, k + 1 and others   von Oswald et al., copying
 
 References: Akyurek et al., "What learning algorithm is in-context learning? Investigations with linear models",
 2023; von Oswald et al., "Transformers learn in-context by gradient descent", 2023; Fu et al., "Transformers Learn
@@ -67,6 +68,28 @@ def sensitivity(predict, tokens_BTD):
     tokens_BTD: (x, y) tokens whose last one is the query.
   """
   return jax.grad(lambda tokens: jnp.sum(predict(tokens)))(tokens_BTD)[:, -1, :-1]
+
+
+def reach(layer, tokens_BTD) -> tuple[float, float, float]:
+  """Returns how much the x tokens 0, 2, ... before the last read of themselves, of the y behind them, and of others.
+
+  A layer that has learned to copy y_i to x_i, the first half of an induction head, has the second number above the third.
+
+  Args:
+    layer: tokens [1, T, D] -> tokens; rows must not meet.
+    tokens_BTD: x_1, y_1, x_2, ..., x_q.
+
+  Raises:
+    ValueError: fewer than two pairs, where a token has no others.
+  """
+  T = tokens_BTD.shape[1]
+  if T < 5 or T % 2 == 0:
+    raise ValueError(f"T={T} tokens must be odd and at least 5: x and y in turn, then a query.")
+  slopes = jax.vmap(jax.jacrev(lambda e_TD: layer(e_TD[None])[0]))(tokens_BTD)
+  size_TT = np.mean(np.sqrt(np.sum(np.square(np.asarray(slopes, np.float64)), axis=(2, 4))), axis=0)
+  at = np.arange(0, T - 1, 2)
+  own, following = size_TT[at, at], size_TT[at, at + 1]
+  return float(own.mean()), float(following.mean()), float((size_TT[at].sum(1) - own - following).mean() / (T - 2))
 
 
 def best_match(residual_PN, candidates_APN) -> tuple[int, list[float]]:

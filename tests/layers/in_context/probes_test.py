@@ -70,6 +70,14 @@ def test_the_population_flow_reaches_both_factors_and_keeps_the_balance(sigma):
   np.testing.assert_allclose(s * block, closed_forms.best_preconditioner(sigma, 12), atol=1e-6)
 
 
+def test_a_layer_that_copies_what_stands_behind_reaches_there_and_nowhere_else():
+  tokens = np.float32(_normal(12, 2, 7, D))
+  own, following, others = probes.reach(lambda e: 3 * e + jax.numpy.roll(e, -1, axis=1), tokens)
+  np.testing.assert_allclose([own, following, others], [3 * D**0.5, D**0.5, 0.0], rtol=1e-6)
+  with pytest.raises(ValueError, match="T=4 tokens must be odd"):
+    probes.reach(lambda e: e, tokens[:, :4])
+
+
 def test_what_diverges_or_cannot_be_fitted_is_refused():
   with pytest.raises(ValueError, match="rate=9 is too large"):
     population.descend(*population.start(3, 0.3), np.eye(3), 5, rate=9, steps=50)
