@@ -120,6 +120,15 @@ class Program(NamedTuple):
     """Returns milliseconds per decoded token: research/decode.py, for the `measure` of an experiment."""
     return decode.times(self, state)
 
+  def beginning(self, state):
+    """Returns the state that the run of a seed below 2048 began with, for the `measure` of an experiment."""
+    return self.init(states.seed_of(state))
+
+  def depth_profile(self, state) -> dict[str, np.ndarray]:
+    """Returns name -> one number per layer: research/diagnostics.py, for the `measure` of an experiment."""
+    record, = diagnostics.records(self, diagnostics.profile(self), state, 0)
+    return record
+
   def converted(self, state, to: str) -> dict[str, float]:
     """Returns how far the model is from its conversion: research/conversion.py, for the `measure` of an experiment."""
     return conversion.measured(self, state, to)
