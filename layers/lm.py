@@ -20,6 +20,7 @@ class LM(nn.Module):
     tied: whether the head is the transposed embedding.
     max_positions: rows of learned positions; 0 where the mixers order tokens themselves.
     embedding_std: standard deviation of the initial embedding.
+    head_bias: whether a head of its own has a bias.
     dtype: dtype of the residual stream; logits are float32.
   """
 
@@ -29,7 +30,15 @@ class LM(nn.Module):
   tied: bool = False
   max_positions: int = 0
   embedding_std: float = 0.02
+  head_bias: bool = False
   dtype: jnp.dtype = jnp.float32
+
+  reads = ("head",)  # layers/stream_map.py
+
+  @property
+  def writes(self) -> tuple[str, ...]:
+    """The modules that write to the residual stream."""
+    return ("embedding", "positions") if self.max_positions else ("embedding",)
 
   def init_state(self, batch: int):
     """Returns the state before the first token: {"seen_B", "stack"}."""
@@ -52,7 +61,7 @@ class LM(nn.Module):
     if self.tied:
       logits_BTV = wide(x_BTD, embed.embedding.astype(self.dtype), (((2,), (1,)), ((), ())))
     else:
-      logits_BTV = nn.Dense(self.vocab, use_bias=False, dtype=self.dtype, dot_general=wide,
+      logits_BTV = nn.Dense(self.vocab, use_bias=self.head_bias, dtype=self.dtype, dot_general=wide,
                             name="head")(x_BTD)
     states = None if states is None else dict(seen_B=seen_B, stack=stack_states)
     return logits_BTV, states

@@ -9,6 +9,7 @@ not config_flags: those need it without a command line.
 
 import hashlib
 import importlib.util
+import json
 import pathlib
 import types
 
@@ -185,6 +186,22 @@ def _spoken(kind):
 def text_of(config: ml_collections.ConfigDict) -> str:
   """Returns the canonical JSON text of a config, the same for equal configs."""
   return config.to_json_best_effort(sort_keys=True, indent=2)
+
+
+def from_text(text: str) -> ml_collections.ConfigDict:
+  """Returns the config of a config.json; JSON has no tuples, configs no lists.
+
+  Raises:
+    ValueError: the text is not one object of JSON.
+  """
+  def read(value):
+    if isinstance(value, dict):
+      return {k: read(v) for k, v in value.items()}
+    return tuple(map(read, value)) if isinstance(value, list) else value
+  found = json.loads(text)
+  if not isinstance(found, dict):
+    raise ValueError("it is not an object")
+  return ml_collections.ConfigDict(read(found))
 
 
 def id_of(config: ml_collections.ConfigDict) -> str:

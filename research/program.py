@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from research import build, count, decode, diagnostics, initialize, lengths, optim, sample, sharding
+from research import build, conversion, count, decode, diagnostics, initialize, lengths, optim, sample, sharding
 from research import state as states
 from research import step as steps
 from research.errors import ConfigError, shown
@@ -119,6 +119,19 @@ class Program(NamedTuple):
   def decode_times(self, state) -> dict[str, float]:
     """Returns milliseconds per decoded token: research/decode.py, for the `measure` of an experiment."""
     return decode.times(self, state)
+
+  def beginning(self, state):
+    """Returns the state that the run of a seed below 2048 began with, for the `measure` of an experiment."""
+    return self.init(states.seed_of(state))
+
+  def depth_profile(self, state) -> dict[str, np.ndarray]:
+    """Returns name -> one number per layer: research/diagnostics.py, for the `measure` of an experiment."""
+    record, = diagnostics.records(self, diagnostics.profile(self), state, 0)
+    return record
+
+  def converted(self, state, to: str) -> dict[str, float]:
+    """Returns how far the model is from its conversion: research/conversion.py, for the `measure` of an experiment."""
+    return conversion.measured(self, state, to)
 
 
 def check_train(train) -> None:

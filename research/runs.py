@@ -130,7 +130,7 @@ def train_models(name, program, seed, directory, outputs, *, log="jsonl", measur
     drawn: how many of the models also leave figures and a sample.
   """
   config, task = program.config, program.task
-  identity = _identity(program, seed)
+  identity = identity_of(program, seed)
   finals = [out / "final.json" for out in outputs]
   if all(final.is_file() for final in finals):
     for final in finals:
@@ -221,7 +221,7 @@ def _sample(program, state):
   return task.decode(np.concatenate([prompt, np.asarray(drawn[0])]))
 
 
-def _identity(program, seed) -> dict:
+def identity_of(program, seed) -> dict:
   """What a checkpoint must agree on to be continued."""
   seeds = ",".join(str(s) for s in np.atleast_1d(seed))
   return {"config_id": f"{configs.id_of(program.config)} seed {seeds}",
@@ -243,7 +243,7 @@ def _evaluate_all(program, config, seeds, directory):
 
 def _evaluate(program, seed, directory):
   """Prints the validation metrics of the newest checkpoint; changes nothing."""
-  checkpoints = Checkpoints(directory / "ckpt", identity=_identity(program, seed), read_only=True)
+  checkpoints = Checkpoints(directory / "ckpt", identity=identity_of(program, seed), read_only=True)
   found = checkpoints.restore(program.abstract)
   checkpoints.close()
   if found is None:

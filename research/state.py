@@ -51,6 +51,11 @@ def first_batch(seed):
   return seed % 2048 * 2**20
 
 
+def seed_of(state: TrainState) -> int:
+  """Returns the seed of a run, below 2048; its batches say which it was."""
+  return int(state.cursor - state.step) // 2**20
+
+
 def init_state(seed, *, model, inputs, init, optimizer: optax.GradientTransformation,
                metrics: tuple[str, ...]) -> TrainState:
   """Returns the state before step 0; a pure function of the seed, to be jitted or vmapped.

@@ -31,6 +31,8 @@ class MLP(nn.Module):
   kernel_transform: str = ""
   dtype: jnp.dtype = jnp.float32
 
+  reads, writes = ("up",), ("down",)  # layers/stream_map.py
+
   @nn.compact
   def __call__(self, x_BTD):
     D = x_BTD.shape[-1]

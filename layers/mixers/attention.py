@@ -88,6 +88,7 @@ class Attention(nn.Module):
     rope_theta: base of the rotary wavelengths; 0 leaves positions out.
     qk_norm: whether queries and keys are normalised to unit mean square.
     direction: "causal" or "bidirectional".
+    bias: whether the four projections have biases.
     kernel_transform: of the four projections, a name of layers/kernel_transforms.py; "" is none.
     dtype: dtype of the products; softmax is float32.
   """
@@ -100,8 +101,11 @@ class Attention(nn.Module):
   rope_theta: float = 10_000.0
   qk_norm: bool = False
   direction: str = "causal"
+  bias: bool = False
   kernel_transform: str = ""
   dtype: jnp.dtype = jnp.float32
+
+  reads, writes = ("query", "key", "value"), ("out",)  # layers/stream_map.py
 
   def init_state(self, batch: int):
     """Returns an empty cache."""
@@ -125,7 +129,7 @@ class Attention(nn.Module):
     G, causal = self.groups or self.heads, self.direction == "causal"
     if state is not None and not causal:
       raise ValueError("direction='bidirectional' reads the whole row; it takes no state.")
-    dense = functools.partial(Dense, use_bias=False, dtype=self.dtype, kernel_transform=self.kernel_transform)
+    dense = functools.partial(Dense, use_bias=self.bias, dtype=self.dtype, kernel_transform=self.kernel_transform)
     project = lambda heads, name: dense((heads, self.head_dim), name=name)(x_BTD)
     q_BTHK, k_BTGK, v_BTGK = project(self.heads, "query"), project(G, "key"), project(G, "value")
     if self.qk_norm:

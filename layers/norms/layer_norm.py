@@ -44,3 +44,24 @@ class LayerNorm(nn.Module):
     scale_D = self.param("scale", nn.initializers.ones, x.shape[-1:]) if self.gain else None
     bias_D = self.param("bias", nn.initializers.zeros, x.shape[-1:]) if self.bias else None
     return layer_norm(x, scale_D, bias_D, self.eps)
+
+
+class ShortcutLayerNorm(nn.Module):
+  """LayerNorm(x) + a x, a one learned number: the control for norms that have such a shortcut (prepbn.py).
+
+  Attributes:
+    eps: added to the variance.
+    shortcut_init: first a.
+  """
+
+  eps: float = 1e-6
+  shortcut_init: float = 1.0
+
+  @nn.compact
+  def __call__(self, x, mask=None):
+    del mask  # every position has its own statistics
+    scale_D = self.param("scale", nn.initializers.ones, x.shape[-1:])
+    bias_D = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+    shortcut = self.param("shortcut", nn.initializers.constant(self.shortcut_init), ())
+    y = layer_norm(x.astype(jnp.float32), scale_D, bias_D, self.eps)
+    return (y + shortcut * x.astype(jnp.float32)).astype(x.dtype)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from layers.fuse_affine import fuse
+from layers.convert.fuse_affine import fuse
 from layers.norms.prepbn import PRepBN, RepBN, share_of_inner
 from tests.layers.norms import driven
 

@@ -10,7 +10,7 @@ from layers.norms.crms_norm import CRMSNorm
 from layers.norms.dynamic_tanh import DynamicTanh
 from layers.norms.group_norm import GroupNorm
 from layers.norms.instance_norm import InstanceNorm
-from layers.norms.layer_norm import LayerNorm
+from layers.norms.layer_norm import LayerNorm, ShortcutLayerNorm
 from layers.norms.rms_norm import rms_norm
 from layers.norms.tanh_norm import TanhNorm, keep_ratio
 from tests.layers.norms import driven
@@ -83,6 +83,14 @@ def test_one_group_and_one_position_is_layer_norm():
   state = driven.start(GroupNorm(groups=1), x)
   np.testing.assert_allclose(jax.jit(GroupNorm(groups=1).apply)(state, x),
                              jax.jit(LayerNorm(eps=1e-5).apply)(state, x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_shortcut_adds_a_multiple_of_x_to_layer_norm():
+  x = driven.tokens(4, B, 1, D)
+  state = driven.start(ShortcutLayerNorm(shortcut_init=0.7), x)
+  plain = {"params": {name: state["params"][name] for name in ("scale", "bias")}}
+  want = jax.jit(LayerNorm().apply)(plain, x) + state["params"]["shortcut"] * x
+  np.testing.assert_allclose(jax.jit(ShortcutLayerNorm().apply)(state, x), want, rtol=1e-5, atol=1e-6)
 
 
 def test_a_group_per_feature_is_instance_norm_also_of_images():

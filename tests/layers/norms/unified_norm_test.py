@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from layers.fuse_affine import fuse
+from layers.convert.fuse_affine import fuse
 from layers.norms.unified_norm import UnifiedNorm
 from tests.layers.norms import driven
 
