@@ -4,10 +4,12 @@ Each block is two sublayers of the form that layers/placement.py tabulates. Runs
 of layers that repeat (all alike, or a pattern such as linear, linear,
 attention) become one `lax.scan`, so compile time does not grow with depth; what
 repeats nowhere is unrolled. A run of layers i to j is the submodule scan_i_to_j,
-whose parameters carry the repeats as leading axis, or layers_i_to_j.
+whose parameters carry the repeats as leading axis, or layers_i_to_j. Repeats may share
+their parameters: layers/depth/sharing.py.
 """
 
 from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 
 from layers import context as ctx
 from layers import probe, segments
+from layers.depth import sharing
 from layers.placement import Placement
 
 REMAT = {
@@ -150,6 +153,10 @@ class Period(nn.Module):
     return (x_BTD, context), None if states is None else tuple(finals)
 
 
+def _on_blocks(function, setting, variables):
+  return {k: function(tree, setting) for k, tree in variables.items()}
+
+
 class Stack(nn.Module):
   """All layers, between the norm on the embeddings and the final norm if placed.
 
@@ -163,6 +170,8 @@ class Stack(nn.Module):
     remat: what the backward pass keeps of a layer: "none" recomputes nothing,
       "dots" keeps matrix products, "full" keeps only the layer's input.
     train: whether dropout is active.
+    share: which layers share their matrices, as in "cycle:2"; "" none.
+    lora_rank: rank of what each layer adds to a shared matrix.
   """
 
   mixers: tuple[Callable[..., nn.Module], ...]
@@ -173,11 +182,15 @@ class Stack(nn.Module):
   scan: bool = True
   remat: str = "none"
   train: bool = False
+  share: str = ""
+  lora_rank: int = 0
 
   def runs(self) -> list[Run]:
     """Returns how the layers are cut into scans."""
     place = self.placement
     kinds = tuple(zip(self.mixers, place.pre, place.out, place.post))
+    if self.share or self.lora_rank:
+      return self._shared_runs(kinds)
     return find_runs(kinds) if self.scan else [Run(i, 1, 1) for i in range(len(kinds))]
 
   def init_state(self, batch: int):
@@ -217,12 +230,32 @@ class Stack(nn.Module):
             variable_axes={True: 0}, split_rngs={True: True})
       else:
         of_run = [s[0] for s in of_run]
+      if self.share and run.repeats > 1:
+        # The parameters that are stored are the shared ones; the layers see all of theirs.
+        starting = self.is_initializing()
+        period = nn.map_variables(
+            period, "params", init=starting, mutable=starting,
+            trans_in_fn=functools.partial(_on_blocks, sharing.untie, run.repeats),
+            trans_out_fn=functools.partial(_on_blocks, sharing.first, self.lora_rank))
       body = period(self._blocks(run), name=run.name)
       (x_BTD, context), final = body((x_BTD, context), state, of_run, segment_ids)
       finals.append(final)
     if self.placement.final_norm:
       x_BTD = self.norm(name="final_norm")(x_BTD, real_BT)
     return x_BTD, None if states is None else tuple(finals)
+
+  def _shared_runs(self, kinds):
+    if self.lora_rank < 0 or self.lora_rank and not self.share:
+      raise ValueError(f"lora_rank={self.lora_rank} must be at least 0, and 0 where share='' ties no layers.")
+    if not self.scan:
+      raise ValueError(f"share={self.share!r} scans over the layers of a block; set scan=True.")
+    runs = [Run(*stretch) for stretch in sharing.stretches(self.share, len(kinds))]
+    for run in runs:
+      unit = kinds[run.first:run.first + run.period]
+      if kinds[run.first:run.first + run.period * run.repeats] != unit * run.repeats:
+        raise ValueError(f"share={self.share!r}: layers of one block differ in their mixer or their norms; "
+                         "take a pattern whose length divides the period.")
+    return runs
 
   def _blocks(self, run):
     def block(layer):

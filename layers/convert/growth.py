@@ -25,6 +25,8 @@ References: Du et al., "Stacking Your Transformers: A Closer Look at Model Growt
 import jax
 import jax.numpy as jnp
 
+from layers.depth import sharing
+
 # Dims: n layers of the small stack, L of the grown one.
 
 DEEP = ("stack", "interpolate", "zero", "random", "learn")
@@ -162,3 +164,9 @@ def widen(leaf, shape: tuple[int, ...], inputs: tuple[int, ...]):
   for axis in inputs:
     times *= factors[axis]
   return jnp.tile(leaf, factors) / times
+
+
+def tied(layers: list, runs, rank: int, start: str = "average") -> dict:
+  """Returns the collection of a stack that shares matrices within its `runs`, nearest to untied layers."""
+  full = stack_of(layers, runs)
+  return {run.name: sharing.tie(full[run.name], rank, start) if run.repeats > 1 else full[run.name] for run in runs}
