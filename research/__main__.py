@@ -4,6 +4,7 @@ VERBS = {
     "research.run": "train, evaluate and sample one experiment; with no arguments, the main job",
     "research.sweep": "compare arms over seeds, paired: --vary=\"model.placement=pre,post\" --seeds=0:5",
     "research.verify": "judge the claims of papers: HOLDS, FAILS or INCONCLUSIVE, with intervals",
+    "research.grow": "a deeper or wider run that starts from a run's checkpoint: --from=RUN --operator=stack",
     "research.report": "one HTML page about runs and sweeps: curves with bands, tables, samples",
 }
 

@@ -133,7 +133,8 @@ def _rename(node, key, name):
 
 def _add_field(node, leaf, key, value):
   """Sets a leaf that the file left at the default of its class."""
-  known, of_name = {}, key.removesuffix(leaf) + "name"
+  of_name = key.removesuffix(leaf) + "name"
+  known = {k: type(v) for k, v in defaults.OPTIONAL.get(key.removesuffix(f".{leaf}"), {}).items()}
   if "name" in node and _kind(of_name):
     known = _settable(_kind(of_name), node.name, f"config.{of_name}")
   known = {k: kind for k, kind in known.items() if kind in LEAVES}

@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import functools
 import json
 import pathlib
 import sys
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from research import config as configs
-from research import count, depth_plot, exit_codes, loggers, manifest, metrics, model_table, monitor, plots
+from research import count, depth_plot, exit_codes, growth, loggers, manifest, metrics, model_table, monitor, plots
 from research import program as programs
 from research import sample, seeds as many
 from research.checkpoint import CheckpointError, Checkpoints
@@ -129,7 +130,7 @@ def train_models(name, program, seed, directory, outputs, *, log="jsonl", measur
     drawn: how many of the models also leave figures and a sample.
   """
   config, task = program.config, program.task
-  identity = _identity(program, seed)
+  ours = identity(program, seed)
   finals = [out / "final.json" for out in outputs]
   if all(final.is_file() for final in finals):
     for final in finals:
@@ -145,7 +146,16 @@ def train_models(name, program, seed, directory, outputs, *, log="jsonl", measur
   with contextlib.ExitStack() as stack:
     write = _dashboard(log, directory, config, stack)
     progress = stack.enter_context(progress or Progress(config.optim.steps))
-    outcome = train(program, seed, directory, outputs, identity, progress.say, progress, write)
+    begin = None
+    if growth.needed(config, directory):
+      small, seed_of_small = program.small, seed + growth.SHIFT
+      outcome = train(small, seed_of_small, directory / "small", [out / "small" for out in outputs],
+                      identity(small, seed_of_small), progress.say, progress)
+      if outcome.code != exit_codes.DONE:
+        return outcome.code
+      begin = functools.partial(growth.grown, small, program, outcome.state,
+                                batches=growth.batches(program, seed_of_small))
+    outcome = train(program, seed, directory, outputs, ours, progress.say, progress, write, begin)
   if outcome.code != exit_codes.DONE or jax.process_index():
     return outcome.code
   # Counting traces the step once more; before training it would only be in the way.
@@ -220,7 +230,7 @@ def _sample(program, state):
   return task.decode(np.concatenate([prompt, np.asarray(drawn[0])]))
 
 
-def _identity(program, seed) -> dict:
+def identity(program, seed) -> dict:
   """What a checkpoint must agree on to be continued."""
   seeds = ",".join(str(s) for s in np.atleast_1d(seed))
   return {"config_id": f"{configs.id_of(program.config)} seed {seeds}",
@@ -242,7 +252,7 @@ def _evaluate_all(program, config, seeds, directory):
 
 def _evaluate(program, seed, directory):
   """Prints the validation metrics of the newest checkpoint; changes nothing."""
-  checkpoints = Checkpoints(directory / "ckpt", identity=_identity(program, seed), read_only=True)
+  checkpoints = Checkpoints(directory / "ckpt", identity=identity(program, seed), read_only=True)
   found = checkpoints.restore(program.abstract)
   checkpoints.close()
   if found is None:
