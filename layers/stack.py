@@ -105,7 +105,8 @@ class Block(nn.Module):
   train: bool = False
 
   @nn.compact
-  def __call__(self, x_BTD, context, state, in_scale, alpha, segment_ids=None):
+  def __call__(self, x_BTD, context, state, in_scale, alpha, segment_ids=None, gain_BT=None):
+    weigh = lambda y_BTD: y_BTD if gain_BT is None else (gain_BT[..., None] * y_BTD).astype(y_BTD.dtype)
     given, real_BT = (x_BTD, context), segments.real(segment_ids)
     def place(x_BTD, sublayer, name):
       h_BTD = self.norm(name=f"{name}_pre_norm")(x_BTD, real_BT) if self.pre else x_BTD
@@ -129,7 +130,7 @@ class Block(nn.Module):
       if getattr(channel, "uses_context", False):
         x_BTD, context = place(x_BTD, lambda h: channel(h, context), "channel")
       else:
-        x_BTD, = place(x_BTD, lambda h: (channel(h),), "channel")
+        x_BTD, = place(x_BTD, lambda h: (weigh(channel(h)),), "channel")
     x_BTD, context = ctx.after(x_BTD, context, *given)
     probe.show(self, "stream_BTD", lambda: x_BTD)
     return x_BTD, context, state
@@ -172,6 +173,7 @@ class Stack(nn.Module):
     train: whether dropout is active.
     share: which layers share their matrices, as in "cycle:2"; "" none.
     lora_rank: rank of what each layer adds to a shared matrix.
+    policy: factory of a layer of layers/depth that lets only some tokens into the layer it wraps; None lets all.
   """
 
   mixers: tuple[Callable[..., nn.Module], ...]
@@ -184,11 +186,13 @@ class Stack(nn.Module):
   train: bool = False
   share: str = ""
   lora_rank: int = 0
+  policy: Callable[..., nn.Module] | None = None
 
   def runs(self) -> list[Run]:
     """Returns how the layers are cut into scans."""
     place = self.placement
-    kinds = tuple(zip(self.mixers, place.pre, place.out, place.post))
+    routed = [self._ratio(layer) for layer in range(len(self.mixers))]
+    kinds = tuple(zip(self.mixers, place.pre, place.out, place.post, routed))
     if self.share or self.lora_rank:
       return self._shared_runs(kinds)
     return find_runs(kinds) if self.scan else [Run(i, 1, 1) for i in range(len(kinds))]
@@ -261,10 +265,18 @@ class Stack(nn.Module):
     def block(layer):
       place = self.placement
       def make(name):
+        if self._ratio(layer) is not None:
+          return self.policy(block=make_plain, layer=layer, depth=len(self.mixers), name=name)
+        return make_plain(name)
+      def make_plain(name):
         return Block(self.mixers[layer], self.channel, self.norm, place.pre[layer],
                      place.out[layer], place.post[layer], self.dropout, self.train, name=name)
       return make
     return tuple(block(layer) for layer in range(run.first, run.first + run.period))
+
+  def _ratio(self, layer):
+    """Returns the share of tokens that a layer sees, None where it is not routed."""
+    return self.policy(parent=None).ratio_at(layer, len(self.mixers)) if self.policy else None
 
   def _init_carry(self, batch, tokens):
     """Collects the cross-layer states that layers declare, before the first layer."""
