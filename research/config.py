@@ -136,7 +136,7 @@ def _add_field(node, leaf, key, value):
   of_name = key.removesuffix(leaf) + "name"
   known = {k: type(v) for k, v in defaults.OPTIONAL.get(key.removesuffix(f".{leaf}"), {}).items()}
   if "name" in node and _kind(of_name):
-    known = _settable(_kind(of_name), node.name, f"config.{of_name}")
+    known |= _settable(_kind(of_name), node.name, f"config.{of_name}")
   known = {k: kind for k, kind in known.items() if kind in LEAVES}
   if leaf not in known:
     raise ConfigError(f"config.{key}={shown(value)}: unknown key {shown(leaf)}; "

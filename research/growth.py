@@ -126,16 +126,17 @@ def _params(small, big, old, first, operator, *, mix=None):
     made = jax.tree_util.tree_map_with_path(_widened, old.params, first.params)
   else:
     layers, runs = growth.layers_of(old.params["stack"], _runs(small)), _runs(big)
-    if operator == "relax":
-      return {**old.params, "stack": _kept(old) | growth.tied(layers, runs, big.config.model.get("lora_rank", 0))}
-    if big.config.model.get("share", ""):
+    if operator != "relax" and big.config.model.get("share", ""):
       raise ConfigError(f"config.init.grow={operator!r}: layers of config.model.share={big.config.model.share!r} cannot "
                         "grow; leave one of the two empty.")
     fresh = growth.layers_of(first.params["stack"], runs) if operator == "random" else None
     if operator == "learn" and mix is None:
       mix = growth.first_mix(layers, big.config.model.depth)
     try:
-      stack = growth.stack_of(growth.deepen(layers, big.config.model.depth, operator, fresh=fresh, mix=mix), runs)
+      if operator == "relax":
+        stack = growth.tied(layers, runs, big.config.model.get("lora_rank", 0))
+      else:
+        stack = growth.stack_of(growth.deepen(layers, big.config.model.depth, operator, fresh=fresh, mix=mix), runs)
     except ValueError as error:
       raise ConfigError(f"config.init.grow={operator!r}: {error}") from error
     made = {**old.params, "stack": _kept(old) | stack}

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from research import build, count, decode, diagnostics, growth, initialize, lengths, optim, sample, sharding
+from research import build, count, decode, diagnostics, growth, initialize, lengths, optim, relaxed, sample, sharding
 from research import state as states
 from research import step as steps
 from research.errors import ConfigError, shown
@@ -121,6 +121,10 @@ class Program(NamedTuple):
   def decode_times(self, state) -> dict[str, float]:
     """Returns milliseconds per decoded token: research/decode.py, for the `measure` of an experiment."""
     return decode.times(self, state)
+
+  def relaxed_losses(self, state, share: str, ranks, limit: int) -> dict[str, float]:
+    """Returns the loss with layers tied: research/relaxed.py, for the `measure` of an experiment."""
+    return relaxed.losses(self, state, share, ranks, limit)
 
 
 def check_train(train) -> None:

@@ -89,10 +89,20 @@ def test_what_the_command_cannot_do_is_one_line_and_exit_2(argv, says, command):
   assert code == 2 and says in error and error.count("\n") == 1
 
 
+def test_a_model_can_begin_as_the_untied_one():
+  config = toy.config(**SIZES, model__share="cycle:1", model__lora_rank=2)
+  with config.unlocked():
+    config.init.update(grow="relax", grow_steps=4)
+  program = programs.make(config)  # refuses trees that differ
+  small = program.small.config
+  assert (small.model.depth, small.model.share, small.model.lora_rank, small.optim.steps) == (2, "", 0, 4)
+
+
 @pytest.mark.parametrize("init, says", [
     (dict(grow="stak"), "did you mean 'stack'?"),
     (dict(grow_factor=3), "config.model.depth=2 must be a multiple of config.init.grow_factor=3"),
     (dict(grow_factor=1), "grow_factor=1 must be at least 2"),
+    (dict(grow="relax"), "set config.model.share, as in 'cycle:2'"),
     (dict(grow_steps=0), "grow_steps=0 at least 1"),
     ])
 def test_what_cannot_grow_is_refused_before_anything_is_trained(init, says):
