@@ -129,6 +129,9 @@ def _params(small, big, old, first, operator, *, mix=None):
     if operator != "relax" and big.config.model.get("share", ""):
       raise ConfigError(f"config.init.grow={operator!r}: layers of config.model.share={big.config.model.share!r} cannot "
                         "grow; leave one of the two empty.")
+    if operator == "zero" and any(big.model.stack(parent=None).placement.post):
+      raise ConfigError(f"config.init.grow='zero': with config.model.placement={big.config.model.placement!r} a norm "
+                        "follows every layer, and a silent layer is not nothing; take 'pre', or grow='stack'.")
     fresh = growth.layers_of(first.params["stack"], runs) if operator == "random" else None
     if operator == "learn" and mix is None:
       mix = growth.first_mix(layers, big.config.model.depth)

@@ -98,6 +98,13 @@ def test_a_model_can_begin_as_the_untied_one():
   assert (small.model.depth, small.model.share, small.model.lora_rank, small.optim.steps) == (2, "", 0, 4)
 
 
+def test_silent_layers_are_refused_where_a_norm_follows_them():
+  config = _config(grow="zero")
+  config.model.placement = "post"
+  with pytest.raises(ConfigError, match="placement='post' a norm follows every layer"):
+    programs.make(config)
+
+
 @pytest.mark.parametrize("init, says", [
     (dict(grow="stak"), "did you mean 'stack'?"),
     (dict(grow_factor=3), "config.model.depth=2 must be a multiple of config.init.grow_factor=3"),
