@@ -7,7 +7,7 @@ engine's own model, a linear attention on such prompts, takes one step and is no
 
     python -m research.verify attention_svm
 
-cpu: 2 cores, not measured
+cpu: 2 cores, 1 core minutes for its claims: 1 HOLDS
 smoke: 2 cores, not measured
 """
 

@@ -7,7 +7,7 @@ of answering 0. Exact descent on the population risk shows both factors, which d
 
     python -m research.verify linear_in_context
 
-cpu: 2 cores, not measured
+cpu: 2 cores, 2 core minutes for its claims: 5 HOLDS
 smoke: 2 cores, not measured
 """
 

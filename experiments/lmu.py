@@ -7,7 +7,7 @@ real 8x8 handwritten digits, pixel by pixel in one scrambled order, from two lay
     python -m research.verify lmu
     python -m research.run --config=experiments/lmu.py --config.model.mixer.theta=4.0
 
-cpu: 2 cores, 14 to 28 s of one core a run, on a busy machine; claims not measured
+cpu: 2 cores, 3 core minutes for its claims: 2 HOLDS, 1 INCONCLUSIVE
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """

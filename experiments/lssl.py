@@ -7,7 +7,7 @@ document each, token by token: "forms/error" is the largest difference of logits
     python -m research.verify lssl
     python -m research.run --config=experiments/lssl.py --config.model.mixer.transition=random
 
-cpu: 2 cores, 20 to 30 s of one core a run, on a busy machine; claims not measured
+cpu: 2 cores, 2 core minutes for its claims: 2 HOLDS
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """

@@ -14,7 +14,7 @@ bound of 0.5; over random windows the same model has 0.36.
     python -m research.verify moe_balance
     python -m research.sweep --config=moe_balance --metric=moe/last_violation
 
-cpu: 2 cores, not measured
+cpu: 2 cores, 4 core minutes for its claims: 5 HOLDS, 1 INCONCLUSIVE
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """

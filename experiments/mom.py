@@ -10,7 +10,7 @@ an arm together are its decoding state.
     python -m research.verify mom
     python -m research.sweep --config=mom --seeds=0:5 --metric=eval/accuracy
 
-cpu: 2 cores, not measured
+cpu: 2 cores, 10 core minutes for its claims: 2 INCONCLUSIVE
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """

@@ -6,7 +6,7 @@ steps and decay, but frequencies and low-rank part drawn at random; "s4d" leaves
     python -m research.verify s4_delay
     python -m research.run --config=experiments/s4_delay.py --config.model.mixer.transition=random
 
-cpu: 2 cores, 20 s of one core a run, on a busy machine; claims not measured
+cpu: 2 cores, 2 core minutes for its claims: 2 HOLDS
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """

@@ -4,10 +4,12 @@ Each block is two sublayers of the form that layers/placement.py tabulates. Runs
 of layers that repeat (all alike, or a pattern such as linear, linear,
 attention) become one `lax.scan`, so compile time does not grow with depth; what
 repeats nowhere is unrolled. A run of layers i to j is the submodule scan_i_to_j,
-whose parameters carry the repeats as leading axis, or layers_i_to_j.
+whose parameters carry the repeats as leading axis, or layers_i_to_j. Repeats may share
+their parameters: layers/depth/sharing.py.
 """
 
 from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 
 from layers import context as ctx
 from layers import probe, segments
+from layers.depth import sharing
 from layers.placement import Placement
 
 REMAT = {
@@ -102,7 +105,8 @@ class Block(nn.Module):
   train: bool = False
 
   @nn.compact
-  def __call__(self, x_BTD, context, state, in_scale, alpha, segment_ids=None):
+  def __call__(self, x_BTD, context, state, in_scale, alpha, segment_ids=None, gain_BT=None):
+    weigh = lambda y_BTD: y_BTD if gain_BT is None else (gain_BT[..., None] * y_BTD).astype(y_BTD.dtype)
     given, real_BT = (x_BTD, context), segments.real(segment_ids)
     def place(x_BTD, sublayer, name):
       h_BTD = self.norm(name=f"{name}_pre_norm")(x_BTD, real_BT) if self.pre else x_BTD
@@ -126,7 +130,7 @@ class Block(nn.Module):
       if getattr(channel, "uses_context", False):
         x_BTD, context = place(x_BTD, lambda h: channel(h, context), "channel")
       else:
-        x_BTD, = place(x_BTD, lambda h: (channel(h),), "channel")
+        x_BTD, = place(x_BTD, lambda h: (weigh(channel(h)),), "channel")
     x_BTD, context = ctx.after(x_BTD, context, *given)
     probe.show(self, "stream_BTD", lambda: x_BTD)
     return x_BTD, context, state
@@ -150,6 +154,10 @@ class Period(nn.Module):
     return (x_BTD, context), None if states is None else tuple(finals)
 
 
+def _on_blocks(function, setting, variables):
+  return {k: function(tree, setting) for k, tree in variables.items()}
+
+
 class Stack(nn.Module):
   """All layers, between the norm on the embeddings and the final norm if placed.
 
@@ -163,6 +171,9 @@ class Stack(nn.Module):
     remat: what the backward pass keeps of a layer: "none" recomputes nothing,
       "dots" keeps matrix products, "full" keeps only the layer's input.
     train: whether dropout is active.
+    share: which layers share their matrices, as in "cycle:2"; "" none.
+    lora_rank: rank of what each layer adds to a shared matrix.
+    policy: factory of a layer of layers/depth that lets only some tokens into the layer it wraps; None lets all.
   """
 
   mixers: tuple[Callable[..., nn.Module], ...]
@@ -173,11 +184,17 @@ class Stack(nn.Module):
   scan: bool = True
   remat: str = "none"
   train: bool = False
+  share: str = ""
+  lora_rank: int = 0
+  policy: Callable[..., nn.Module] | None = None
 
   def runs(self) -> list[Run]:
     """Returns how the layers are cut into scans."""
     place = self.placement
-    kinds = tuple(zip(self.mixers, place.pre, place.out, place.post))
+    routed = [self._ratio(layer) for layer in range(len(self.mixers))]
+    kinds = tuple(zip(self.mixers, place.pre, place.out, place.post, routed))
+    if self.share or self.lora_rank:
+      return self._shared_runs(kinds)
     return find_runs(kinds) if self.scan else [Run(i, 1, 1) for i in range(len(kinds))]
 
   def init_state(self, batch: int):
@@ -217,6 +234,13 @@ class Stack(nn.Module):
             variable_axes={True: 0}, split_rngs={True: True})
       else:
         of_run = [s[0] for s in of_run]
+      if self.share and run.repeats > 1:
+        # The parameters that are stored are the shared ones; the layers see all of theirs.
+        starting = self.is_initializing()
+        period = nn.map_variables(
+            period, "params", init=starting, mutable=starting,
+            trans_in_fn=functools.partial(_on_blocks, sharing.untie, run.repeats),
+            trans_out_fn=functools.partial(_on_blocks, sharing.first, self.lora_rank))
       body = period(self._blocks(run), name=run.name)
       (x_BTD, context), final = body((x_BTD, context), state, of_run, segment_ids)
       finals.append(final)
@@ -224,14 +248,35 @@ class Stack(nn.Module):
       x_BTD = self.norm(name="final_norm")(x_BTD, real_BT)
     return x_BTD, None if states is None else tuple(finals)
 
+  def _shared_runs(self, kinds):
+    if self.lora_rank < 0 or self.lora_rank and not self.share:
+      raise ValueError(f"lora_rank={self.lora_rank} must be at least 0, and 0 where share='' ties no layers.")
+    if not self.scan:
+      raise ValueError(f"share={self.share!r} scans over the layers of a block; set scan=True.")
+    runs = [Run(*stretch) for stretch in sharing.stretches(self.share, len(kinds))]
+    for run in runs:
+      unit = kinds[run.first:run.first + run.period]
+      if kinds[run.first:run.first + run.period * run.repeats] != unit * run.repeats:
+        raise ValueError(f"share={self.share!r}: layers of one block differ in their mixer or their norms; "
+                         "take a pattern whose length divides the period.")
+    return runs
+
   def _blocks(self, run):
     def block(layer):
       place = self.placement
       def make(name):
+        if self._ratio(layer) is not None:
+          return self.policy(block=make_plain, layer=layer, depth=len(self.mixers), name=name)
+        return make_plain(name)
+      def make_plain(name):
         return Block(self.mixers[layer], self.channel, self.norm, place.pre[layer],
                      place.out[layer], place.post[layer], self.dropout, self.train, name=name)
       return make
     return tuple(block(layer) for layer in range(run.first, run.first + run.period))
+
+  def _ratio(self, layer):
+    """Returns the share of tokens that a layer sees, None where it is not routed."""
+    return self.policy(parent=None).ratio_at(layer, len(self.mixers)) if self.policy else None
 
   def _init_carry(self, batch, tokens):
     """Collects the cross-layer states that layers declare, before the first layer."""

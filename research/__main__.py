@@ -5,6 +5,7 @@ VERBS = {
     "research.sweep": "compare arms over seeds, paired: --vary=\"model.placement=pre,post\" --seeds=0:5",
     "research.verify": "judge the claims of papers: HOLDS, FAILS or INCONCLUSIVE, with intervals",
     "research.convert": "rewrite a finished run as an equal model: --from RUN --to pre_crms_norm",
+    "research.grow": "a deeper or wider run that starts from a run's checkpoint: --from=RUN --operator=stack",
     "research.report": "one HTML page about runs and sweeps: curves with bands, tables, samples",
 }
 

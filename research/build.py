@@ -23,7 +23,7 @@ from research.config import LARGEST
 from research.errors import ConfigError, nearest, shown
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-STACK = ("depth", "pattern", "placement", "dropout", "scan", "remat")
+STACK = ("depth", "pattern", "placement", "dropout", "scan", "remat", "share", "lora_rank")
 MAX_DEPTH = 10_000  # layers
 MAX_TRACED = 200  # layers traced one by one; each costs a second of compilation or more
 
@@ -58,7 +58,7 @@ def model_of(config, task, *, train: bool):
   if not own.get("width", 0):
     raise ConfigError(f"{key}.width=0 must be at least 1, the size of the residual stream.")
   stack = functools.partial(Stack, **_stack_fields(node, key, shared))
-  traced = sum(run.period for run in stack(parent=None).runs())
+  traced = sum(run.period for run in _call(key, stack(parent=None).runs))
   if traced > MAX_TRACED:
     raise ConfigError(f"{key}.depth={node.depth} makes {traced} layers that no scan can share, more than "
                       f"{MAX_TRACED}; take {key}.scan=True and a shorter {key}.pattern.")
@@ -76,7 +76,7 @@ def _stack_fields(node, key, shared):
     raise ConfigError(f"{key}.remat={shown(remat)} is unknown; {nearest(remat, REMAT)}")
   if not pattern:
     raise ConfigError(f"{key}.pattern is empty; name at least one mixer node, such as 'mixer'.")
-  kinds = {"norm", "channel"}
+  kinds = {"norm", "channel", "policy"}
   nodes = {k for k in node if isinstance(node[k], ml_collections.ConfigDict)} - kinds
   for entry in pattern:
     if entry not in nodes:
@@ -93,7 +93,8 @@ def _stack_fields(node, key, shared):
       mixers=tuple(made[pattern[layer % len(pattern)]] for layer in range(depth)),
       channel=channel, norm=_layer("norm", node.norm, f"{key}.norm", shared),
       placement=place, dropout=dropout, scan=node.scan, remat=remat,
-      train=shared["train"])
+      train=shared["train"], share=node.get("share", ""), lora_rank=node.get("lora_rank", 0),
+      policy=_layer("policy", node.policy, f"{key}.policy", shared) if "policy" in node else None)
 
 
 def _layer(kind, node, key, shared):
@@ -122,8 +123,8 @@ def check_layers(config, tokens: int) -> None:
   rngs = {name: jax.random.key(0) for name in ("params", "dropout")}
   for name in model:
     node, key = model[name], f"config.model.{name}"
-    if not isinstance(node, ml_collections.ConfigDict) or node.get("name") == "none":
-      continue
+    if not isinstance(node, ml_collections.ConfigDict) or node.get("name") == "none" or name == "policy":
+      continue  # a policy wraps layers; alone it computes nothing
     layer = _layer(find.kind_of(name), node, key, shared)(parent=None)
     if getattr(layer, "uses_context", False):  # needs what the layers before it left
       continue

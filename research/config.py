@@ -116,6 +116,8 @@ def _settable(kind: str, name: str, key: str) -> dict[str, type]:
     # An optional argument of an optimizer is a number in every case that optax has.
     types = {k: type(v) if type(v) in LEAVES else float for k, v in optim.arguments(name, key).items()}
     return types | ours
+  if (kind, name) == ("channel", "none"):
+    return {}  # research/build.py leaves the channel mixer out
   return {k: f.type for k, f in find.fields(find.find(kind, name, key)).items()}
 
 
@@ -134,9 +136,10 @@ def _rename(node, key, name):
 
 def _add_field(node, leaf, key, value):
   """Sets a leaf that the file left at the default of its class."""
-  known, of_name = {}, key.removesuffix(leaf) + "name"
+  of_name = key.removesuffix(leaf) + "name"
+  known = {k: type(v) for k, v in defaults.OPTIONAL.get(key.removesuffix(f".{leaf}"), {}).items()}
   if "name" in node and _kind(of_name):
-    known = _settable(_kind(of_name), node.name, f"config.{of_name}")
+    known |= _settable(_kind(of_name), node.name, f"config.{of_name}")
   known = {k: kind for k, kind in known.items() if kind in LEAVES}
   if leaf not in known:
     raise ConfigError(f"config.{key}={shown(value)}: unknown key {shown(leaf)}; "

@@ -30,9 +30,11 @@ DEFAULTS = {
     # Text written after training; 0 tokens write none.
     "sample": dict(prompt="", tokens=0, temperature=1.0),
 }
-# Settings of `optim` that a config has only where it sets them, with what holds where it does not:
+# Settings that a config has only where it sets them, with what holds where it does not:
 # so that an experiment without them keeps its id.
-OPTIONAL = {"optim": dict(trainable="", rescale_every=0, rescale_target=0.02, rescale_threshold=1.2)}
+OPTIONAL = {"optim": dict(trainable="", rescale_every=0, rescale_target=0.02, rescale_threshold=1.2),
+            "model": dict(share="", lora_rank=0),  # layers/depth/sharing.py
+            "init": dict(grow="", grow_factor=2, grow_steps=0)}  # research/growth.py
 REQUIRED = ("task.name", "model.name", "model.depth", "model.norm.name", "optim.name", "optim.lr",
             "optim.steps")
 # Sections whose keys are exactly the ones above; the others hold fields of what they name.
@@ -52,9 +54,10 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.seed = config.get("seed", 0)
   for section, settings in DEFAULTS.items():
     given = config.get(section, ml_collections.ConfigDict())
+    known = settings | OPTIONAL.get(section, {})
     for k in given if section in CLOSED else ():
-      if k not in settings:
-        raise ConfigError(f"config.{section}.{k}={shown(given[k])}: unknown key; {nearest(k, settings)}")
+      if k not in known:
+        raise ConfigError(f"config.{section}.{k}={shown(given[k])}: unknown key; {nearest(k, known)}")
     config[section] = ml_collections.ConfigDict({**settings, **given})
   for key in REQUIRED:
     node = config

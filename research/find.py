@@ -24,13 +24,14 @@ PLACES = {
     "norm": ("layers/norms",),
     "channel": ("layers/channel",),
     "router": ("layers/moe",),
+    "policy": ("layers/depth",),
     "task": ("research/tasks",),
 }
 
 
 def kind_of(node: str) -> str:
   """Returns the kind of layer that a node of a model holds, by its key; further mixers choose theirs."""
-  return node if node in ("norm", "channel", "router") else "mixer"
+  return node if node in ("norm", "channel", "router", "policy") else "mixer"
 
 
 @functools.cache

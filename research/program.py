@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from research import build, conversion, count, decode, diagnostics, initialize, lengths, optim, sample, sharding
+from research import build, conversion, count, decode, diagnostics, growth, initialize, lengths, optim, relaxed, sample
+from research import sharding
 from research import state as states
 from research import step as steps
 from research.errors import ConfigError, shown
@@ -34,6 +35,7 @@ class Program(NamedTuple):
     abstract: shapes and shardings of the state.
     batch: shapes of one global batch.
     seeds: number of models trained side by side, 0 for one without the axis.
+    small: the program of the model that this one is grown from, or None.
   """
 
   config: Any
@@ -47,6 +49,7 @@ class Program(NamedTuple):
   init: Any
   step: Any
   evaluate: Any
+  small: Any = None
 
   def start(self, seeds):
     """Returns (first state, compiled step): both are compiled at the same time.
@@ -133,6 +136,10 @@ class Program(NamedTuple):
     """Returns how far the model is from its conversion: research/conversion.py, for the `measure` of an experiment."""
     return conversion.measured(self, state, to)
 
+  def relaxed_losses(self, state, share: str, ranks, limit: int) -> dict[str, float]:
+    """Returns the loss with layers tied: research/relaxed.py, for the `measure` of an experiment."""
+    return relaxed.losses(self, state, share, ranks, limit)
+
 
 def check_train(train) -> None:
   """Refuses a setting of `config.train` that counts nothing."""
@@ -192,10 +199,14 @@ def make(config, *, seeds: int = 0) -> Program:
   step = _jit_step(one_step, task, mesh, placed, seeds)
   with _in_one_line(config):
     step.eval_shape(abstract, None if task.on_device else _stacked(batch, seeds))
-  return Program(
+  made = Program(
       config=config, task=task, model=eval_model, optimizer=optimizer, mesh=mesh,
       abstract=abstract, batch=batch, seeds=seeds, init=jax.jit(init, out_shardings=placed),
       step=step, evaluate=_jit_eval(one_eval, task, placed, mesh, seeds))
+  if growth.asked(config):
+    made = made._replace(small=make(growth.small_config(config), seeds=seeds))
+    growth.check(made.small, made)
+  return made
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import functools
 import json
 import pathlib
 import sys
@@ -17,7 +18,7 @@ import numpy as np
 
 from research import arrays
 from research import config as configs
-from research import count, depth_plot, exit_codes, loggers, manifest, metrics, model_table, monitor, plots
+from research import count, depth_plot, exit_codes, growth, loggers, manifest, metrics, model_table, monitor, plots
 from research import program as programs
 from research import sample, seeds as many
 from research.checkpoint import CheckpointError, Checkpoints
@@ -146,7 +147,16 @@ def train_models(name, program, seed, directory, outputs, *, log="jsonl", measur
   with contextlib.ExitStack() as stack:
     write = _dashboard(log, directory, config, stack)
     progress = stack.enter_context(progress or Progress(config.optim.steps))
-    outcome = train(program, seed, directory, outputs, identity, progress.say, progress, write)
+    begin = None
+    if growth.needed(config, directory):
+      small, seed_of_small = program.small, seed + growth.SHIFT
+      outcome = train(small, seed_of_small, directory / "small", [out / "small" for out in outputs],
+                      identity_of(small, seed_of_small), progress.say, progress)
+      if outcome.code != exit_codes.DONE:
+        return outcome.code
+      begin = functools.partial(growth.grown, small, program, outcome.state,
+                                batches=growth.batches(program, seed_of_small))
+    outcome = train(program, seed, directory, outputs, identity, progress.say, progress, write, begin)
   if outcome.code != exit_codes.DONE or jax.process_index():
     return outcome.code
   # Counting traces the step once more; before training it would only be in the way.

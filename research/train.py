@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
 
 
 def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say, progress,
-          dashboard=None) -> Outcome:
+          dashboard=None, begin=None) -> Outcome:
   """Trains from the newest checkpoint in `directory`/ckpt, or from the seeds.
 
   Args:
@@ -47,6 +47,7 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
     say: prints one line.
     progress: shows where the run is.
     dashboard: called with each record of the first model, or None.
+    begin: fresh state -> the state to start from, or None for the fresh one.
   """
   config, settings, total = program.config, program.config.train, program.config.optim.steps
   checkpoints = Checkpoints(directory / "ckpt", identity=identity, keep=settings.keep)
@@ -57,7 +58,7 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
     watchdog.beat(allow=COMPILE_S)
     found = checkpoints.restore(program.abstract)
     first, run_step = program.start(None if found else seeds)
-    start, state = found or (0, first)
+    start, state = found or (0, begin(first) if begin else first)
     if found:
       say(f"continuing from step {start}")
     if stop.at(start) and start < total:

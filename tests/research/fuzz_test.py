@@ -76,7 +76,9 @@ def _spec(name):
 def _refusal(text, name, *overrides):
   """Returns what a dry run writes to stderr, "" if the program could be built."""
   said, refused = io.StringIO(), io.StringIO()
-  small = ["--config.model.depth=1"] + [f"--config.task.path={text}"] * (name == "byte_lm")
+  # Layers that share, or that grow, come in multiples; the others need one.
+  whole = {"growth", "relaxed_recursion", "wide_net"}
+  small = ["--config.model.depth=1"] * (name not in whole) + [f"--config.task.path={text}"] * (name == "byte_lm")
   with contextlib.redirect_stdout(said), contextlib.redirect_stderr(refused):
     code = run.main([f"--config={_spec(name)}", "--dry_run", *small, *overrides])
   assert code == (2 if refused.getvalue() else 0)

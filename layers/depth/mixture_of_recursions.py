@@ -1,0 +1,87 @@
+"""Mixture-of-Recursions by expert choice: one layer applied again and again, each time to fewer tokens.
+
+Of the middle layers of a stack, each is applied up to R times. At recursion r = 1 .. R, among the tokens still
+active, the int(c_r T) with the largest score stay, c_r = (R - r + 1) / R of the whole row:
+
+    p_t = alpha sigmoid(x_t . w_r),  alpha = 0.1
+    x_t <- x_t + p_t B(x_kept)_t              combine = "authors": B has its own residual, so this adds x twice
+    x_t <- x_t + p_t (B(x_kept)_t - x_t)      combine = "residual": at p = 1 and c = 1 the R-fold recursion
+    loss = 0.001 sum_r BCE(x_t . w_r, t is kept), mean over the tokens offered to r
+
+Which tokens are kept is known only at the end of a row: not causal, and the loss is there so that a sign can decide
+in decoding. Decoding itself, which needs a state for each recursion, choice by tokens and shared keys and values are
+not here; kept tokens are numbered anew (layers/depth/token_selection.py).
+
+Reference: Bae et al., "Mixture-of-Recursions: Learning Dynamic Recursive Depths for Adaptive Token-Level
+Computation", 2025. Its block is several layers; here it is one.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from layers.depth import token_selection
+
+COMBINE = ("authors", "residual")
+
+
+class MixtureOfRecursions(nn.Module):
+  """One layer and its recursions, around the layer that it wraps.
+
+  Attributes:
+    block: factory of the layer, given by the stack.
+    layer, depth: which of how many, given by the stack.
+    recursions: R.
+    alpha: the largest weight of an update.
+    combine: "authors" or "residual".
+    router_weight: of the cross entropy.
+    ends: layers at each end that are applied once, to all tokens.
+  """
+
+  block: Callable[..., nn.Module] | None = None
+  layer: int = 0
+  depth: int = 1
+  recursions: int = 3
+  alpha: float = 0.1
+  combine: str = "authors"
+  router_weight: float = 0.001
+  ends: int = 1
+
+  causal = False
+
+  def ratio_at(self, layer: int, depth: int) -> float | None:
+    """Returns the share of tokens that the first recursion sees, None where there is one and no router."""
+    if self.recursions < 1:
+      raise ValueError(f"recursions={self.recursions} must be at least 1.")
+    if self.combine not in COMBINE:
+      raise ValueError(f"combine={self.combine!r} is unknown; choose from {', '.join(COMBINE)}.")
+    return 1.0 if self.ends <= layer < depth - self.ends else None
+
+  @nn.compact
+  def __call__(self, x_BTD, context, state, in_scale, alpha, segment_ids=None):
+    if state is not None:
+      raise ValueError(f"recursions={self.recursions}: this layer has no state for decoding; give it whole rows.")
+    if jax.tree.leaves(context.carry):
+      raise ValueError("MixtureOfRecursions: tokens that pass a layer by have no place in what travels beside x.")
+    block, T, R = self.block(name="block"), x_BTD.shape[1], self.recursions
+    active_BT = jnp.ones(x_BTD.shape[:2], bool) if segment_ids is None else segment_ids >= 0
+    after, loss = context, 0.0
+    for r in range(R):
+      logits_BT = nn.Dense(1, use_bias=False, dtype=jnp.float32, name=f"router_{r}")(x_BTD.astype(jnp.float32))[..., 0]
+      # Only tokens that the last recursion kept are offered to this one.
+      scores_BT = jnp.where(active_BT, logits_BT, -jnp.inf)
+      index_BK = token_selection.top(scores_BT, token_selection.count((R - r) / R, T))
+      run = lambda x, s, ids, gain: block(x, context, s, in_scale, alpha, ids, gain)
+      y_BTD, after = token_selection.run_top(run, x_BTD, segment_ids, index_BK, None)
+      kept_BT = token_selection.kept(index_BK, T) & active_BT
+      p_BT1 = (self.alpha * jax.nn.sigmoid(logits_BT))[..., None].astype(x_BTD.dtype)
+      added_BTD = y_BTD if self.combine == "authors" else y_BTD - x_BTD
+      x_BTD = jnp.where(kept_BT[..., None], x_BTD + p_BT1 * added_BTD, x_BTD)
+      miss_BT = jnp.where(active_BT, jax.nn.softplus(logits_BT) - kept_BT * logits_BT, 0.0)
+      loss += jnp.sum(miss_BT) / jnp.maximum(jnp.sum(active_BT), 1)
+      self.sow("metrics", f"kept_{r}", jnp.mean(kept_BT.astype(jnp.float32)))
+      active_BT = kept_BT
+    self.sow("losses", "choice", self.router_weight * loss)
+    return x_BTD, after, None
