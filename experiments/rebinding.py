@@ -8,7 +8,7 @@ seed of the gated delta rule had not learned to recall by then.
 
     python -m research.verify rebinding
 
-cpu: 2 cores, not measured; the first round took 20 s per run
+cpu: 2 cores, 13 core minutes for its claims: 2 INCONCLUSIVE
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """

@@ -82,7 +82,7 @@ def placement(name: str, depth: int) -> Placement:
     raise ValueError(f"depth={depth} must be at least 1 layer.")
   row, colon, post_layers = name.partition(":")
   if row not in TABLE or (colon and row != "mix"):
-    raise ValueError(f"placement={name!r} is not a row of the table; choose from "
+    raise ValueError(f"placement={name[:80]!r} is not a row of the table; choose from "
                      f"{', '.join(TABLE)} or mix:N.")
   if not colon:
     return TABLE[row](depth)

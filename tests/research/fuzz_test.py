@@ -76,8 +76,8 @@ def _spec(name):
 def _refusal(text, name, *overrides):
   """Returns what a dry run writes to stderr, "" if the program could be built."""
   said, refused = io.StringIO(), io.StringIO()
-  # Layers that share, or that grow, come in multiples; the others need one.
-  whole = {"growth", "relaxed_recursion", "wide_net"}
+  # Layers that share, grow or let tokens pass come in numbers; the others need one.
+  whole = {"growth", "mixture_of_depths", "relaxed_recursion", "wide_net"}
   small = ["--config.model.depth=1"] * (name not in whole) + [f"--config.task.path={text}"] * (name == "byte_lm")
   with contextlib.redirect_stdout(said), contextlib.redirect_stderr(refused):
     code = run.main([f"--config={_spec(name)}", "--dry_run", *small, *overrides])
