@@ -7,7 +7,7 @@ layers: either of them may do the work. The smaller, the spikier.
 
     python -m research.verify hedgehog
 
-cpu: 2 cores, not measured; one run takes 43 s of a busy core
+cpu: 2 cores, 2 core minutes for each of its claims: 1 HOLDS, 2 INCONCLUSIVE
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """
@@ -80,7 +80,7 @@ def arms():
 
 
 def claims():
-  common = dict(paper=PAPER, year=2024, seeds=5, arm="hedgehog")
+  common = dict(paper=PAPER, year=2024, seeds=3, arm="hedgehog")
   recall = dict(common, metric="eval/accuracy")
   return [
       Claim(id="hedgehog_recalls_more_than_elu", **recall, better="higher", against="elu1", margin="0.05 accuracy",
