@@ -6,6 +6,7 @@ VERBS = {
     "research.verify": "judge the claims of papers: HOLDS, FAILS or INCONCLUSIVE, with intervals",
     "research.convert": "rewrite a finished run as an equal model: --from RUN --to pre_crms_norm",
     "research.grow": "a deeper or wider run that starts from a run's checkpoint: --from=RUN --operator=stack",
+    "research.in_context_table": "closed forms, draws and trained layers of in-context regression in one table",
     "research.report": "one HTML page about runs and sweeps: curves with bands, tables, samples",
 }
 
@@ -13,7 +14,7 @@ VERBS = {
 def main():
   print("usage: python -m research.VERB --help")
   for verb, line in VERBS.items():
-    print(f"  {verb:<18} {line}")
+    print(f"  {verb:<26} {line}")
 
 
 if __name__ == "__main__":
