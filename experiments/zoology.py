@@ -10,7 +10,7 @@ Taylor features of 4 channels, 21 wide. Attention has rotary positions and no co
 
 The sweep runs all arms and draws figures/frontier-eval-accuracy.png, accuracy against bytes of state.
 
-cpu: 2 cores, not measured; one run takes 30 s of a busy core
+cpu: 2 cores, 7 core minutes for its claims: 2 HOLDS, 2 INCONCLUSIVE
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """
