@@ -10,7 +10,7 @@ INCONCLUSIVE: three of five seeds of the first arm were done with S3 by then, tw
     python -m research.verify state_tracking
     python -m research.sweep --config=state_tracking --metric=eval/accuracy_at_4x
 
-cpu: 2 cores, not measured; the first round took 20 s per run
+cpu: 2 cores, 12 core minutes for its claims: 2 HOLDS, 1 FAILS, 1 INCONCLUSIVE
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """
