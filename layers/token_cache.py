@@ -35,7 +35,25 @@ def empty(batch: int, slots: int, shapes: dict[str, tuple[int, ...]], dtype):
   return dict(arrays, live_BM=jnp.zeros((batch, slots), bool), seen_B=jnp.zeros(batch, jnp.int32))
 
 
-def extend(cache, new, ids_BT, position_BT, now_B, *, first: bool) -> Sources:
+def visible(position_BT, position_BS, ids_BT, ids_BS, *, causal=True, window=0):
+  """Returns the mask [B, T, S]: True where token t may read source s.
+
+  Args:
+    position_BT, position_BS: place of each reader and each source in its row.
+    ids_BT, ids_BS: only equal, non-negative segment ids see each other.
+    causal: a source later than its reader is hidden.
+    window: sources `window` or more tokens away are hidden; 0 hides none.
+  """
+  away_BTS = position_BT[:, :, None] - position_BS[:, None, :]
+  mask_BTS = (ids_BT[:, :, None] == ids_BS[:, None, :]) & (ids_BS[:, None, :] >= 0)
+  if causal:
+    mask_BTS &= away_BTS >= 0
+  if window:
+    mask_BTS &= jnp.abs(away_BTS) < window
+  return mask_BTS
+
+
+def extend(cache, new, ids_BT, position_BT, now_B, *, first: bool, causal=True, window=0) -> Sources:
   """Appends new tokens to the cache.
 
   Args:
@@ -44,6 +62,7 @@ def extend(cache, new, ids_BT, position_BT, now_B, *, first: bool) -> Sources:
     ids_BT: segment ids, negative for padding.
     position_BT, now_B: as segments.positions gives them for cache["seen_B"].
     first: nothing lies before the row, so the empty slots are left out of the sources.
+    causal, window: as `visible` takes them.
   """
   M, B = cache["live_BM"].shape[1], ids_BT.shape[0]
   old_BM = jnp.where(cache["live_BM"], segments.first_segment(ids_BT)[:, None], -1)
@@ -63,6 +82,4 @@ def extend(cache, new, ids_BT, position_BT, now_B, *, first: bool) -> Sources:
 
   if first:
     line, ids_BS, position_BS = new, ids_BT, position_BT
-  mask_BTS = position_BT[:, :, None] >= position_BS[:, None, :]
-  mask_BTS &= (ids_BT[:, :, None] == ids_BS[:, None, :]) & (ids_BS[:, None, :] >= 0)
-  return Sources(line, mask_BTS, cache)
+  return Sources(line, visible(position_BT, position_BS, ids_BT, ids_BS, causal=causal, window=window), cache)

@@ -18,50 +18,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from layers import probe, rope, segments
+from layers import probe, rope, segments, token_cache
 from layers.dense import Dense
 from layers.norms.rms_norm import rms_norm
 
 # Dims: B batch, T new tokens, M cached tokens, S = M + T, H heads, G groups, R heads per group, K head width.
-
-
-def visible(position_BT, position_BS, *, causal=True, window=0, ids_BT=None, ids_BS=None):
-  """Returns the mask [B, 1, T, S]: True where token t may read token s.
-
-  Args:
-    position_BT, position_BS: place of each reader and each source in its row.
-    causal: a source later than its reader is hidden.
-    window: sources `window` or more tokens back are hidden; 0 hides none.
-    ids_BT, ids_BS: only equal, non-negative segment ids see each other.
-  """
-  back_BTS = position_BT[:, :, None] - position_BS[:, None, :]
-  mask_BTS = (back_BTS >= 0) if causal else jnp.ones_like(back_BTS, bool)
-  if window:
-    mask_BTS &= jnp.abs(back_BTS) < window
-  if ids_BT is not None:
-    mask_BTS &= (ids_BT[:, :, None] == ids_BS[:, None, :]) & (ids_BS[:, None, :] >= 0)
-  return mask_BTS[:, None]
-
-
-def extend_cache(cache, k_BTGK, v_BTGK, ids_BT):
-  """Appends new keys and values; returns (line of M + T tokens, cache of the last M real ones).
-
-  A cache holds k_BMGK, v_BMGK and live_BM: which slots hold a token of the running segment.
-  """
-  M = cache["live_BM"].shape[1]
-  old_BM = jnp.where(cache["live_BM"], segments.first_segment(ids_BT)[:, None], -1)
-  line = dict(k_BSGK=jnp.concatenate([cache["k_BMGK"], k_BTGK], axis=1),
-              v_BSGK=jnp.concatenate([cache["v_BMGK"], v_BTGK], axis=1),
-              ids_BS=jnp.concatenate([old_BM, ids_BT], axis=1))
-  count_B = segments.tokens_to_last(ids_BT)
-  last_B1 = jnp.take_along_axis(line["ids_BS"], M - 1 + count_B[:, None], axis=1)
-  kept_BM = segments.window(line["ids_BS"], count_B, M)
-  live_BM = (kept_BM == last_B1) & (kept_BM >= 0)
-  # Dead slots are zero, so that equal histories leave equal states.
-  keep = lambda line_BSGK: jnp.where(
-      live_BM[..., None, None], segments.window(line_BSGK, count_B, M), 0)
-  return line, dict(k_BMGK=keep(line["k_BSGK"]), v_BMGK=keep(line["v_BSGK"]),
-                    live_BM=live_BM)
 
 
 def entropy(q_BTHK, k_BSGK, mask_B1TS):
@@ -109,9 +70,8 @@ class Attention(nn.Module):
 
   def init_state(self, batch: int):
     """Returns an empty cache."""
-    slots = (batch, self.max_tokens, self.groups or self.heads, self.head_dim)
-    return dict(k_BMGK=jnp.zeros(slots, self.dtype), v_BMGK=jnp.zeros(slots, self.dtype),
-                live_BM=jnp.zeros(slots[:2], bool), seen_B=jnp.zeros(batch, jnp.int32))
+    head = (self.groups or self.heads, self.head_dim)
+    return token_cache.empty(batch, self.max_tokens, dict(k_BMGK=head, v_BMGK=head), self.dtype)
 
   def _check(self):
     if self.groups and self.heads % self.groups:
@@ -143,21 +103,13 @@ class Attention(nn.Module):
       k_BTGK = rope.rotate(k_BTGK, position_BT, self.rope_theta)
 
     cache = self.init_state(B) if state is None else state
-    line, cache = extend_cache(cache, k_BTGK, v_BTGK, ids_BT)
-    if state is None:  # nothing lies before the row: leave the empty slots out
-      k_BSGK, v_BSGK, mask = k_BTGK, v_BTGK, None
-      if segment_ids is not None or self.window:
-        mask = visible(position_BT, position_BT, causal=causal, window=self.window,
-                       ids_BT=segment_ids, ids_BS=segment_ids)
-    else:
-      k_BSGK, v_BSGK = line["k_BSGK"], line["v_BSGK"]
-      cached_BM = seen_B[:, None] + jnp.arange(-self.max_tokens, 0)[None]
-      position_BS = jnp.concatenate([cached_BM, position_BT], axis=1)
-      mask = visible(position_BT, position_BS, window=self.window,
-                     ids_BT=ids_BT, ids_BS=line["ids_BS"])
-    probe.show(self, "attention_entropy_BT", lambda: entropy(
-        q_BTHK, k_BSGK, visible(position_BT, position_BT, causal=causal) if mask is None else mask))
+    sources = token_cache.extend(cache, dict(k_BMGK=k_BTGK, v_BMGK=v_BTGK), ids_BT, position_BT, now_B,
+                                 first=state is None, causal=causal, window=self.window)
+    k_BSGK, v_BSGK, mask_B1TS = sources.arrays["k_BMGK"], sources.arrays["v_BMGK"], sources.mask_BTS[:, None]
+    probe.show(self, "attention_entropy_BT", lambda: entropy(q_BTHK, k_BSGK, mask_B1TS))
+    # A plain row needs no mask but the causal one, which attention kernels have built in.
+    plain = state is None and segment_ids is None and not self.window
     y_BTHK = jax.nn.dot_product_attention(
-        q_BTHK, k_BSGK, v_BSGK, mask=mask, is_causal=causal and mask is None)
+        q_BTHK, k_BSGK, v_BSGK, mask=None if plain else mask_B1TS, is_causal=causal and plain)
     y_BTD = dense(D, inputs=2, name="out")(y_BTHK)
-    return y_BTD, dict(cache, seen_B=now_B)
+    return y_BTD, sources.cache
