@@ -13,9 +13,10 @@ Modeling", 2023, with real numbers; Zhu et al., "Scalable MatMul-free Language M
 import flax.linen as nn
 import jax.numpy as jnp
 
+from layers.norms.rms_norm import RMSNorm
 from pallas_kernels.diag_scan import diag_scan
 
-# Dims: B batch, T tokens, F channels.
+# Dims: B batch, T tokens, D model, F channels.
 
 
 def hgru(z_BTF, c_BTF, h_BF=None, segment_ids_BT=None, *, lower_bound=0.0, backend="auto"):
@@ -41,3 +42,24 @@ def hgru(z_BTF, c_BTF, h_BF=None, segment_ids_BT=None, *, lower_bound=0.0, backe
   write_BTF = (1 - lower_bound) * nn.sigmoid(-z_BTF.astype(jnp.float32))
   return diag_scan(1 - write_BTF, write_BTF * c_BTF.astype(jnp.float32), h0=h_BF,
                    segment_ids=segment_ids_BT, backend=backend)
+
+
+def mix(layer, project, x_BTD, state, segment_ids):
+  """Runs the whole mixer: maps in, the recurrence, a gated norm, a map out.
+
+  Args:
+    layer: the module with fields width, lower_bound, backend and dtype, in its compact call.
+    project: (width, name) -> the linear map of that name.
+    x_BTD: tokens.
+    state: of earlier tokens, or None.
+    segment_ids: of the tokens, or None.
+
+  Returns:
+    (y_BTD, state).
+  """
+  h_BTF, h_BF = hgru(
+      project(layer.width, "forget")(x_BTD), nn.silu(project(layer.width, "value")(x_BTD)),
+      (state or {}).get("h_BF"), segment_ids, lower_bound=layer.lower_bound, backend=layer.backend)
+  y_BTF = RMSNorm(eps=1e-5, name="norm")(h_BTF).astype(layer.dtype)
+  y_BTF *= nn.silu(project(layer.width, "gate")(x_BTD))
+  return project(x_BTD.shape[-1], "out")(y_BTF), dict(h_BF=h_BF)

@@ -18,6 +18,8 @@ State Spaces", 2022, appendix C.
 
 import numpy as np
 
+from layers import state_space
+
 # Dims: N order of the state, M = N/2 kept modes.
 
 
@@ -43,8 +45,7 @@ def legs_modes(order: int):
   Raises:
     ValueError: `order` is odd, so that a mode has no partner.
   """
-  if order < 2 or order % 2:
-    raise ValueError(f"order={order} must be even and at least 2: modes come in conjugate pairs.")
+  state_space.check_order(order)
   A_NN, B_N = legs(order)
   P_N = np.sqrt(np.arange(order) + 0.5)
   skew_NN = A_NN + np.outer(P_N, P_N) + 0.5 * np.eye(order)

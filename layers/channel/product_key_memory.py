@@ -94,6 +94,12 @@ class _Memory(nn.Module):
     return read(values_MV, weights_NR, slots_NR)
 
 
+def _look_up(layer, x_BTD, width: int):
+  """Returns what the memory of a layer in its compact call holds for every token, [B,T,width]."""
+  memory = _Memory(layer.heads, layer.half_keys, layer.top_k, layer.key_dim, width, layer.dtype, name="memory")
+  return memory(rearrange(x_BTD, "b t d -> (b t) d")).reshape(*x_BTD.shape[:2], width)
+
+
 class ProductKeyMemory(nn.Module):
   """The memory by itself.
 
@@ -115,10 +121,8 @@ class ProductKeyMemory(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD):
-    D = x_BTD.shape[-1]
-    V = self.value_dim or D
-    memory = _Memory(self.heads, self.half_keys, self.top_k, self.key_dim, V, self.dtype, name="memory")
-    m_BTV = memory(rearrange(x_BTD, "b t d -> (b t) d")).reshape(*x_BTD.shape[:2], V)
+    D, V = x_BTD.shape[-1], self.value_dim or x_BTD.shape[-1]
+    m_BTV = _look_up(self, x_BTD, V)
     return m_BTV if V == D else nn.Dense(D, dtype=self.dtype, name="down")(m_BTV)
 
 
@@ -134,10 +138,8 @@ class MemoryPlus(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD):
-    D = x_BTD.shape[-1]
-    V = self.value_dim or D
-    memory = _Memory(self.heads, self.half_keys, self.top_k, self.key_dim, V, self.dtype, name="memory")
-    m_BTV = memory(rearrange(x_BTD, "b t d -> (b t) d")).reshape(*x_BTD.shape[:2], V)
+    D, V = x_BTD.shape[-1], self.value_dim or x_BTD.shape[-1]
+    m_BTV = _look_up(self, x_BTD, V)
     normal = nn.initializers.normal(D**-0.5)
     dense = lambda width, name: nn.Dense(width, kernel_init=normal, dtype=self.dtype, name=name)
     return dense(D, "down")(m_BTV * nn.silu(dense(V, "gate")(x_BTD)))

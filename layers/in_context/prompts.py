@@ -19,6 +19,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from layers.in_context import functions
+
 # Dims: B batch, N pairs, D inputs, H hidden units, T tokens.
 
 RESPONSES = ("linear", "relu_network", "sinusoid")
@@ -91,10 +93,9 @@ def _respond(key, x_ND, weight_DD, response, hidden):
   if response == "linear":
     w_D = weight_DD @ jax.random.normal(key, (d,))
     return x_ND @ w_D, w_D
-  key_in, key_out = jax.random.split(key)
   if response == "relu_network":
-    inner_HD, outer_H = jax.random.normal(key_in, (hidden, d)), jax.random.normal(key_out, (hidden,))
-    return (2 / hidden) ** 0.5 * (jax.nn.relu(x_ND @ inner_HD.T) @ outer_H), jnp.zeros(d)
+    return functions.respond(key, x_ND, d, response, hidden=hidden)
+  key_in, key_out = jax.random.split(key)
   height = jax.random.uniform(key_in, minval=0.1, maxval=0.5)
   phase = jax.random.uniform(key_out, maxval=jnp.pi)
   return height * jnp.sin(x_ND[:, 0] + phase), jnp.zeros(d)

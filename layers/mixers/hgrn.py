@@ -15,8 +15,7 @@ projections start as Flax starts them.
 import flax.linen as nn
 import jax.numpy as jnp
 
-from layers.hgru import hgru
-from layers.norms.rms_norm import RMSNorm
+from layers.hgru import mix
 
 # Dims: B batch, T tokens, D model, F channels.
 
@@ -47,9 +46,4 @@ class HGRN(nn.Module):
     def project(width, name):
       return nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)
 
-    h_BTF, h_BF = hgru(
-        project(self.width, "forget")(x_BTD), nn.silu(project(self.width, "value")(x_BTD)),
-        (state or {}).get("h_BF"), segment_ids, lower_bound=self.lower_bound, backend=self.backend)
-    y_BTF = RMSNorm(eps=1e-5, name="norm")(h_BTF).astype(self.dtype)
-    y_BTF *= nn.silu(project(self.width, "gate")(x_BTD))
-    return project(x_BTD.shape[-1], "out")(y_BTF), dict(h_BF=h_BF)
+    return mix(self, project, x_BTD, state, segment_ids)

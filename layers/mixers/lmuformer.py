@@ -10,30 +10,14 @@ batches; no convolutional embedding of patches; the channel mixer, two 1-wide co
 layers/channel/mlp.py.
 """
 
-from einops import rearrange
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 
-from layers import dense_system, hippo
-from layers.fft_conv import fft_conv
+from layers.legendre_memory import memory, system
 
 # Dims: B batch, T tokens, D model, E = N + D, N order of the memory.
 
 TINY = dict(order=4, theta=5.0)
-
-
-def memory(A_NN, B_N, u_BT, m_BN, segment_ids=None, form="conv"):
-  """Returns (m_BTN, last m_BN); packed rows take the recurrence whatever the form."""
-  u_BT1, m_B1N = u_BT[..., None], m_BN[:, None]
-  if form == "recurrent" or segment_ids is not None:
-    m_BT1N, m_B1N = dense_system.recurrent(A_NN, B_N[None], u_BT1, m_B1N, segment_ids)
-    return m_BT1N[:, :, 0], m_B1N[:, 0]
-  T = u_BT.shape[1]
-  impulse_TN = dense_system.responses(A_NN, B_N[None, None], T)[:, 0, 0]
-  free_TB1N = dense_system.responses(A_NN, dense_system.apply(A_NN, m_B1N), T)
-  m_BTN = fft_conv(u_BT1, impulse_TN) + rearrange(free_TB1N, "t b 1 n -> b t n")
-  return m_BTN, m_BTN[:, -1]
 
 
 class LMUFormer(nn.Module):
@@ -57,16 +41,10 @@ class LMUFormer(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD, state=None, segment_ids=None):
-    if self.order < 1 or self.theta < 1:
-      raise ValueError(f"order={self.order} and theta={self.theta} must be at least 1.")
-    if self.form not in ("conv", "recurrent"):
-      raise ValueError(f"form={self.form!r} must be one of conv, recurrent.")
     B, _, D = x_BTD.shape
-    system = hippo.zoh(*hippo.legt(self.order, self.theta), 1.0)
-    A_NN, B_N = (jnp.asarray(x.astype(np.float32)) for x in system)
-
-    u_BT = nn.relu(nn.Dense(1, dtype=self.dtype, name="value")(x_BTD))[..., 0]
+    A_NN, B_N = system(self.order, self.theta)
+    u_BT1 = nn.relu(nn.Dense(1, dtype=self.dtype, name="value")(x_BTD))
     m_BN = (state or self.init_state(B))["m_BN"]
-    m_BTN, m_BN = memory(A_NN, B_N, u_BT, m_BN, segment_ids, self.form)
-    both_BTE = jnp.concatenate([m_BTN.astype(self.dtype), x_BTD.astype(self.dtype)], axis=-1)
-    return nn.relu(nn.Dense(D, dtype=self.dtype, name="out")(both_BTE)), dict(m_BN=m_BN)
+    m_BT1N, m_B1N = memory(A_NN, B_N, u_BT1, m_BN[:, None], segment_ids, self.form)
+    both_BTE = jnp.concatenate([m_BT1N[:, :, 0].astype(self.dtype), x_BTD.astype(self.dtype)], axis=-1)
+    return nn.relu(nn.Dense(D, dtype=self.dtype, name="out")(both_BTE)), dict(m_BN=m_B1N[:, 0])

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from layers import dense_system, hippo
+from layers import dense_system, hippo, state_space
 from layers.fft_conv import fft_conv
 
 # Dims: B batch, T tokens, D model, F channels, N order of the state, O outputs per channel, E = F O.
@@ -102,8 +102,7 @@ class LSSL(nn.Module):
   def __call__(self, x_BTD, state=None, segment_ids=None):
     _check(self)
     F, O, D = self.channels, self.outputs, x_BTD.shape[-1]
-    low, high = np.log(self.step_min), np.log(self.step_max)
-    log_step_F = self.param("log_step", lambda key: jax.random.uniform(key, (F,), minval=low, maxval=high))
+    log_step_F = self.param("log_step", state_space.log_steps(F, self.step_min, self.step_max))
     C_FON = self.param("C", nn.initializers.normal(self.order**-0.5), (F, O, self.order))
     skip_FO = self.param("D", nn.initializers.normal(1.0), (F, O))
     A_FNN, B_FN = discretise(*self._system(), jnp.exp(log_step_F), self.alpha)
@@ -122,9 +121,7 @@ class LSSL(nn.Module):
 def _check(layer):
   if layer.transition not in ("legs", "legt", "random"):
     raise ValueError(f"transition={layer.transition!r} must be one of legs, legt, random.")
-  if layer.form not in ("conv", "recurrent"):
-    raise ValueError(f"form={layer.form!r} must be one of conv, recurrent.")
+  state_space.check_form(layer.form)
   if not 0 <= layer.alpha <= 1:
     raise ValueError(f"alpha={layer.alpha} must lie in [0, 1], the share of a step's slope from its end.")
-  if not 0 < layer.step_min <= layer.step_max:
-    raise ValueError(f"step_min={layer.step_min} must be above 0 and at most step_max={layer.step_max}.")
+  state_space.check_steps(layer.step_min, layer.step_max)

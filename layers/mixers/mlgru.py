@@ -14,8 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from layers.bit_linear import BitLinear
-from layers.hgru import hgru
-from layers.norms.rms_norm import RMSNorm
+from layers.hgru import mix
 
 # Dims: B batch, T tokens, D model, F channels.
 
@@ -48,9 +47,4 @@ class MLGRU(nn.Module):
     def project(width, name):
       return BitLinear(width, self.ternary, self.dtype, name=name)
 
-    h_BTF, h_BF = hgru(
-        project(self.width, "forget")(x_BTD), nn.silu(project(self.width, "value")(x_BTD)),
-        (state or {}).get("h_BF"), segment_ids, lower_bound=self.lower_bound, backend=self.backend)
-    y_BTF = RMSNorm(eps=1e-5, name="norm")(h_BTF).astype(self.dtype)
-    y_BTF *= nn.silu(project(self.width, "gate")(x_BTD))
-    return project(x_BTD.shape[-1], "out")(y_BTF), dict(h_BF=h_BF)
+    return mix(self, project, x_BTD, state, segment_ids)

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from layers import dense_system, hippo
+from layers import complex_pair, dense_system, hippo, state_space
 from layers.fft_conv import fft_conv
 
 # Dims: B batch, T tokens, D model, F channels, N order of the state, M = N/2 modes, L length, W = L/2 + 1 nodes.
@@ -122,7 +122,7 @@ class S4(nn.Module):
     rate_FM = self.param("log_rate", nn.initializers.constant(np.log(0.5)), (F, M))
     Lambda_FM = jax.lax.complex(-jnp.exp(rate_FM), self.param("frequency", frequency))
     P_FM2, B_FM2 = self.param("P", P), self.param("B", B)
-    return Lambda_FM, *(jax.lax.complex(x[..., 0], x[..., 1]) for x in (P_FM2, B_FM2))
+    return Lambda_FM, complex_pair.join(P_FM2), complex_pair.join(B_FM2)
 
   @nn.compact
   def __call__(self, x_BTD, state=None, segment_ids=None):
@@ -132,12 +132,11 @@ class S4(nn.Module):
     conv = self.form == "conv" and state is None and segment_ids is None
     if conv and T > L:
       raise ValueError(f"length={L} must cover the row of {T} tokens; raise it, or take form='recurrent'.")
-    low, high = np.log(self.step_min), np.log(self.step_max)
-    step_F = jnp.exp(self.param("log_step", lambda key: jax.random.uniform(key, (F,), minval=low, maxval=high)))
+    step_F = jnp.exp(self.param("log_step", state_space.log_steps(F, self.step_min, self.step_max)))
     C_FM2 = self.param("C", nn.initializers.normal(0.5**0.5), (F, M, 2))
     skip_F = self.param("D", nn.initializers.normal(1.0), (F,))
     Lambda_FM, P_FM, B_FM = self._system()
-    C_FM = jax.lax.complex(C_FM2[..., 0], C_FM2[..., 1])
+    C_FM = complex_pair.join(C_FM2)
     s_BFN = (state or self.init_state(B))["S_BFN"]
 
     project = lambda width, name: nn.Dense(width, dtype=self.dtype, name=name)
@@ -157,13 +156,10 @@ class S4(nn.Module):
 
 
 def _check(layer):
-  if layer.order < 2 or layer.order % 2:
-    raise ValueError(f"order={layer.order} must be even and at least 2: modes come in conjugate pairs.")
+  state_space.check_order(layer.order)
   if layer.length < 2:
     raise ValueError(f"length={layer.length} must be at least 2 tokens.")
   if layer.transition not in ("legs", "random"):
     raise ValueError(f"transition={layer.transition!r} must be one of legs, random.")
-  if layer.form not in ("conv", "recurrent"):
-    raise ValueError(f"form={layer.form!r} must be one of conv, recurrent.")
-  if not 0 < layer.step_min <= layer.step_max:
-    raise ValueError(f"step_min={layer.step_min} must be above 0 and at most step_max={layer.step_max}.")
+  state_space.check_form(layer.form)
+  state_space.check_steps(layer.step_min, layer.step_max)

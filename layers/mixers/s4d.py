@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from layers import hippo
+from layers import complex_pair, hippo, state_space
 from layers.fft_conv import fft_conv
 from pallas_kernels.diag_scan import diag_scan
 
@@ -89,14 +89,13 @@ class S4D(nn.Module):
   def __call__(self, x_BTD, state=None, segment_ids=None):
     _check(self)
     F, M, D = self.channels, self.order // 2, x_BTD.shape[-1]
-    low, high = np.log(self.step_min), np.log(self.step_max)
-    log_step_F = self.param("log_step", lambda key: jax.random.uniform(key, (F,), minval=low, maxval=high))
+    log_step_F = self.param("log_step", state_space.log_steps(F, self.step_min, self.step_max))
     C_FM2 = self.param("C", nn.initializers.normal(0.5**0.5), (F, M, 2))
     skip_F = self.param("D", nn.initializers.normal(1.0), (F,))
     z_FM, in_FM = sample(self._lambda(), log_step_F)
-    C_FM = jax.lax.complex(C_FM2[..., 0], C_FM2[..., 1])
+    C_FM = complex_pair.join(C_FM2)
     S_BFM2 = (state or self.init_state(x_BTD.shape[0]))["S_BFM2"]
-    s_BFM = jax.lax.complex(S_BFM2[..., 0], S_BFM2[..., 1])
+    s_BFM = complex_pair.join(S_BFM2)
 
     dense = lambda width, name: nn.Dense(width, dtype=self.dtype, name=name)
     u_BTF = dense(F, "value")(x_BTD).astype(jnp.float32)
@@ -106,15 +105,12 @@ class S4D(nn.Module):
       y_BTF, s_BFM = recur(u_BTF, z_FM, in_FM, C_FM, s_BFM, segment_ids, self.backend)
     y_BTF = nn.gelu(y_BTF + skip_F[None, None] * u_BTF).astype(self.dtype)
     y_BTD = dense(D, "out")(y_BTF) * nn.sigmoid(dense(D, "gate")(y_BTF))
-    return y_BTD, dict(S_BFM2=jnp.stack([s_BFM.real, s_BFM.imag], axis=-1))
+    return y_BTD, dict(S_BFM2=complex_pair.split(s_BFM))
 
 
 def _check(layer):
-  if layer.order < 2 or layer.order % 2:
-    raise ValueError(f"order={layer.order} must be even and at least 2: modes come in conjugate pairs.")
+  state_space.check_order(layer.order)
   if layer.modes not in ("legs", "lin"):
     raise ValueError(f"modes={layer.modes!r} must be one of legs, lin.")
-  if layer.form not in ("conv", "recurrent"):
-    raise ValueError(f"form={layer.form!r} must be one of conv, recurrent.")
-  if not 0 < layer.step_min <= layer.step_max:
-    raise ValueError(f"step_min={layer.step_min} must be above 0 and at most step_max={layer.step_max}.")
+  state_space.check_form(layer.form)
+  state_space.check_steps(layer.step_min, layer.step_max)
