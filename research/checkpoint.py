@@ -163,6 +163,28 @@ class Checkpoints:
       saved_steps.remove(self._root, step)
 
 
+def newest(directory, identity: dict, abstract_state, *, allow_new_data: bool = False):
+  """Returns (step, state) of the newest good step of a run, or None; changes nothing. Raises as `restore` does."""
+  checkpoints = Checkpoints(directory, identity=identity, read_only=True)
+  try:
+    return checkpoints.restore(abstract_state, allow_new_data=allow_new_data)
+  finally:
+    checkpoints.close()
+
+
+def write(directory, identity: dict, step: int, state) -> None:
+  """Writes one checkpoint and waits for it.
+
+  Raises:
+    OSError: it could not be written.
+  """
+  checkpoints = Checkpoints(directory, identity=identity)
+  checkpoints.save(step, state)
+  checkpoints.close()
+  if checkpoints.error:
+    raise OSError(f"the checkpoint could not be written: {checkpoints.error}")
+
+
 def params_sha256(params) -> str:
   """sha256 over the sorted leaf paths, dtypes, shapes and little-endian bytes of a tree."""
   total = hashlib.sha256()

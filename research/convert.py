@@ -95,14 +95,11 @@ def _config_of(source):
 
 def _restored(program, seed, source):
   from research import runs
-  from research.checkpoint import CheckpointError, Checkpoints
-  checkpoints = Checkpoints(source / "ckpt", identity=runs.identity_of(program, seed), read_only=True)
+  from research.checkpoint import CheckpointError, newest
   try:
-    found = checkpoints.restore(program.abstract, allow_new_data=True)
+    found = newest(source / "ckpt", runs.identity_of(program, seed), program.abstract, allow_new_data=True)
   except CheckpointError as error:
     raise ConfigError(f"--from={str(source)!r}: {error}") from error
-  finally:
-    checkpoints.close()
   if found is None:
     raise ConfigError(f"--from={str(source)!r} holds no checkpoint; train the run first.")
   step, state = found
@@ -113,22 +110,17 @@ def _restored(program, seed, source):
 
 def _write(target, program, state, seed, told):
   """Writes the run directory; final.json, which makes it a finished one, is the last."""
-  from research import manifest, monitor, runs
-  from research.checkpoint import Checkpoints, params_sha256
+  from research import checkpoint, manifest, monitor, runs
   target.mkdir(parents=True, exist_ok=True)
   write = lambda name, text: manifest.write_atomically(target / name, text.encode())
   write("config.json", configs.text_of(program.config))
   write("env.json", json.dumps(monitor.environment(), indent=2))
   write("conversion.json", json.dumps(told, indent=2))
-  checkpoints = Checkpoints(target / "ckpt", identity=runs.identity_of(program, seed))
-  checkpoints.save(int(state.step), state)
-  saved = checkpoints.wait()
-  checkpoints.close()
-  if not saved:
-    raise OSError(checkpoints.error)
+  checkpoint.write(target / "ckpt", runs.identity_of(program, seed), int(state.step), state)
   evaluated = {k: float(v) for k, v in program.evaluated(state, 0).items()}
   numbers = {f"conversion/{k}": told[k] for k in ("logits", "loss", "before_ms", "after_ms")}
-  final = {**evaluated, **numbers, "recompiled": 0, "skipped": int(state.skipped), "params_sha256": params_sha256(state.params)}
+  final = {**evaluated, **numbers, "recompiled": 0, "skipped": int(state.skipped),
+           "params_sha256": checkpoint.params_sha256(state.params)}
   write("final.json", json.dumps(final, indent=2))
 
 

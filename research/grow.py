@@ -43,39 +43,32 @@ def main(argv=None) -> int:
 
 
 def _grow(given, overrides, run, out) -> int:
-  import ml_collections
-  from research import growth, manifest, runs
+  from research import checkpoint, growth, manifest, runs
   from research import program as programs
-  from research.checkpoint import CheckpointError, Checkpoints
   if given.operator == "learn":
     raise ConfigError("--operator='learn' trains a mix of layers on a run's batches; set config.init.grow='learn'.")
   if not (run / "config.json").is_file():
     raise ConfigError(f"--from={shown(str(run))} has no config.json; name the folder of a run.")
   if (out / "config.json").is_file():
     raise ConfigError(f"--workdir={shown(str(out))} holds a run already; choose another.")
-  old = ml_collections.ConfigDict(json.loads((run / "config.json").read_text()))
+  old = configs.from_text((run / "config.json").read_text("utf-8"))
   big = _grown_config(old, given)
   words = _as_overrides(given.config, big)
   big = configs.load(given.config)[2]
   configs.override(big, words | overrides)
   small_program, program = programs.make(old), programs.make(big)
-  checkpoints = Checkpoints(run / "ckpt", identity=runs.identity_of(small_program, old.seed), read_only=True)
   try:
-    found = checkpoints.restore(small_program.abstract)
-  except CheckpointError as error:
+    found = checkpoint.newest(run / "ckpt", runs.identity_of(small_program, old.seed), small_program.abstract)
+  except checkpoint.CheckpointError as error:
     print(f"error: {error}", file=sys.stderr)
     return exit_codes.CRASH
-  finally:
-    checkpoints.close()
   if found is None:
     raise ConfigError(f"--from={shown(str(run))} has no checkpoint yet; train it first.")
   state = growth.grown(small_program, program, found[1], program.init(big.seed), operator=given.operator)
-  saved = Checkpoints(out / "ckpt", identity=runs.identity_of(program, big.seed))
-  saved.save(0, state)
-  good = saved.wait()
-  saved.close()
-  if not good:
-    print(f"error: the checkpoint could not be written: {saved.error}", file=sys.stderr)
+  try:
+    checkpoint.write(out / "ckpt", runs.identity_of(program, big.seed), 0, state)
+  except OSError as error:
+    print(f"error: {error}", file=sys.stderr)
     return exit_codes.CRASH
   manifest.write_atomically(out / "config.json", configs.text_of(big).encode())
   said = [f"--config.{key}={_typed(value)}" for key, value in (words | overrides).items()]
@@ -106,8 +99,7 @@ def _as_overrides(spec, config) -> dict:
   if missing:
     raise ConfigError(f"--config={shown(spec)} sets config.{missing[0]} and the run does not; "
                       "name the experiment and the preset of that run.")
-  return {k: tuple(v) if isinstance(v, list) else v for k, v in ours.items()
-          if json.dumps(v) != json.dumps(theirs.get(k))}
+  return {k: v for k, v in ours.items() if json.dumps(v) != json.dumps(theirs.get(k))}
 
 
 def _renamed(theirs, ours):

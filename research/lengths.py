@@ -5,12 +5,9 @@ evaluation gets a companion with "_at_<n>x" behind its name.
 """
 
 import dataclasses
-import functools
 
-import jax
 import numpy as np
 
-from research import step as steps
 from research.errors import ConfigError, shown
 
 
@@ -35,12 +32,8 @@ def evaluated(program, state) -> dict[str, np.ndarray]:
   """Returns metric -> mean over validation batches (an array over seeds, if any) for every length."""
   found = {}
   for n in _beyond(program.config.train.lengths):
-    one = functools.partial(_sums, model=program.model, task=_longer(program.task, n))
-    evaluate = jax.jit(jax.vmap(one, in_axes=(0, None)) if program.seeds else one)
-    total = {}
-    for i in range(program.eval_batches(0)):
-      total = {k: total.get(k, 0.0) + np.asarray(v, np.float64) for k, v in evaluate(state, i).items()}
-    found |= {f"eval/{k}_at_{n}x": v[..., 0] / v[..., 1] for k, v in total.items()}
+    longer = program.on(_longer(program.task, n))
+    found |= {f"{k}_at_{n}x": v for k, v in longer.evaluated(state, 0).items()}
   return found
 
 
@@ -54,7 +47,3 @@ def _longer(task, n):
     return dataclasses.replace(task, tokens=n * task.tokens, batch_size=max(1, task.batch_size // n))
   except ValueError as error:
     raise ConfigError(f"config.train.lengths: {n} times the tokens: {error}") from error
-
-
-def _sums(state, index, *, model, task):
-  return steps.eval_step(state, task.batch("validation", index), model=model, task=task)

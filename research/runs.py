@@ -21,7 +21,7 @@ from research import config as configs
 from research import count, depth_plot, exit_codes, growth, loggers, manifest, metrics, model_table, monitor, plots
 from research import program as programs
 from research import sample, seeds as many
-from research.checkpoint import CheckpointError, Checkpoints
+from research.checkpoint import CheckpointError, newest
 from research.errors import ConfigError, shown
 from research.progress import Progress
 from research.run_lock import RunLock, WorkdirBusy
@@ -253,9 +253,7 @@ def _evaluate_all(program, config, seeds, directory):
 
 def _evaluate(program, seed, directory):
   """Prints the validation metrics of the newest checkpoint; changes nothing."""
-  checkpoints = Checkpoints(directory / "ckpt", identity=identity_of(program, seed), read_only=True)
-  found = checkpoints.restore(program.abstract)
-  checkpoints.close()
+  found = newest(directory / "ckpt", identity_of(program, seed), program.abstract)
   if found is None:
     raise ConfigError(f"--eval_only: there is no checkpoint in {str(directory)!r}; train first.")
   step, state = found
