@@ -25,8 +25,8 @@ from research.errors import ConfigError, nearest, shown
 
 KERNELS = ("layer", "normal", "xavier")
 RESIDUAL = ("plain", "scaled")
-WRITERS = ("out", "down")
-BRANCH = ("value", "out", "up", "gate", "down")
+WRITERS = ("out", "down", "experts_out", "experts_down")
+BRANCH = ("value", "out", "up", "gate", "down", "experts_out", "experts_up", "experts_gate", "experts_down")
 
 
 def check(init) -> None:
@@ -51,7 +51,7 @@ def initialize(params, init, placement, key):
       return leaf
     scheme = init.kernel
     if scheme != "layer":
-      fan_in, size = role.fan_in(leaf.shape), math.prod(leaf.shape[role.stacked:])
+      fan_in, size = role.fan_in(leaf.shape), math.prod(leaf.shape[len(role.lead):])
       std = init.std
       if scheme == "xavier":
         std = math.sqrt(2 / (fan_in + size // fan_in))

@@ -171,7 +171,7 @@ def muon_axes(params):
   def axes(role):
     if not role.is_matrix or "vocab" in role.axes or "positions" in role.axes:
       return None
-    start, middle = int(role.stacked), int(role.stacked) + len(role.inputs)
+    start, middle = len(role.lead), len(role.lead) + len(role.inputs)
     return contrib.MuonDimensionNumbers(tuple(range(start, middle)),
                                         tuple(range(middle, len(role.axes))))
   return jax.tree.map(axes, parameters.roles(params),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 
-# (module name, number of axes without the axis of layers) -> inputs -> outputs.
+# (module name, number of axes without the axis of layers) -> inputs -> outputs; before a colon, what there is one map for.
 AXES = {
     ("embedding", 2): "vocab -> embed",
     ("positions", 2): "positions -> embed",
@@ -25,6 +25,11 @@ AXES = {
     ("up", 2): "embed -> hidden",
     ("gate", 2): "embed -> hidden",
     ("down", 2): "hidden -> embed",
+    ("experts_gate", 3): "experts: embed -> hidden",
+    ("experts_up", 3): "experts: embed -> hidden",
+    ("experts_down", 3): "experts: hidden -> embed",
+    ("experts_query", 3): "experts: embed -> heads",
+    ("experts_out", 3): "experts: heads -> embed",
 }
 PLAIN = {0: "->", 1: "-> out", 2: "in -> out", 3: "in -> out out2", 4: "in -> out out2 out3"}
 
@@ -35,19 +40,19 @@ class Role(NamedTuple):
   Attributes:
     module: name of the module that owns it.
     leaf: its own name, "kernel", "scale", ...
-    stacked: whether its first axis counts the layers of a scan.
+    lead: names of the first axes, which count maps: the layers of a scan, experts.
     inputs, outputs: names of the other axes; a kernel sums over its inputs.
   """
 
   module: str
   leaf: str
-  stacked: bool
+  lead: tuple[str, ...]
   inputs: tuple[str, ...]
   outputs: tuple[str, ...]
 
   @property
   def axes(self) -> tuple[str, ...]:
-    return ("layers",) * self.stacked + self.inputs + self.outputs
+    return self.lead + self.inputs + self.outputs
 
   @property
   def is_matrix(self) -> bool:
@@ -71,10 +76,12 @@ def role(path, leaf) -> Role:
   ndim = len(leaf.shape) - stacked
   matrix = name in ("kernel", "embedding")
   words = AXES.get((module, ndim), PLAIN.get(ndim)) if matrix else None
-  inputs, _, outputs = (words or "->").partition("->")
-  if not words:
+  each, _, words = (words or "->").rpartition(":")
+  inputs, _, outputs = words.partition("->")
+  if words == "->":
     outputs = " ".join(f"{name}{i}" for i in range(ndim))
-  return Role(module, name, stacked, tuple(inputs.split()), tuple(outputs.split()))
+  lead = ("layers",) * stacked + tuple(each.split())
+  return Role(module, name, lead, tuple(inputs.split()), tuple(outputs.split()))
 
 
 def roles(params):

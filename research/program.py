@@ -104,6 +104,15 @@ class Program(NamedTuple):
       total = {k: total.get(k, 0.0) + np.asarray(v, np.float64) for k, v in sums.items()}
     return {f"eval/{k}": v[..., 0] / v[..., 1] for k, v in total.items()}
 
+  def on(self, task):
+    """Returns this program with another task to evaluate; it trains as before."""
+    one = functools.partial(steps.eval_step, model=self.model, task=task)
+    @_on(self.mesh)
+    def evaluate(state, batch):
+      batch = task.batch("validation", batch) if task.on_device else batch
+      return (jax.vmap(one, in_axes=(0, None)) if self.seeds else one)(state, batch)
+    return self._replace(task=task, evaluate=jax.jit(evaluate))
+
   def measured(self, state, task=None, limit: int = 0) -> dict[str, float]:
     """Returns metric -> mean over validation batches of one model, for the `measure` of an experiment.
 
@@ -112,11 +121,7 @@ class Program(NamedTuple):
       task: with the batch size of the program's own, say one of longer sequences; None takes the program's.
       limit: batches to read; 0 reads all there are.
     """
-    task = task or self.task
-    def evaluate(state, batch):
-      batch = task.batch("validation", batch) if task.on_device else batch
-      return steps.eval_step(state, batch, model=self.model, task=task)
-    one = self._replace(task=task, seeds=0, evaluate=jax.jit(evaluate))
+    one = self._replace(seeds=0).on(task or self.task)
     return {k: float(v) for k, v in one.evaluated(state, limit).items()}
 
   def decode_times(self, state) -> dict[str, float]:
@@ -220,7 +225,19 @@ def _in_one_line(config):
     raise ConfigError(_one_line(config, str(error))) from error
 
 
+def _on(mesh):
+  """Lets the layers of a function see the mesh while they are traced."""
+  def decorate(function):
+    @functools.wraps(function)
+    def traced(*args):
+      with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return function(*args)
+    return traced
+  return decorate
+
+
 def _jit_step(one_step, task, mesh, placed, seeds):
+  @_on(mesh)
   def step(state, batch):
     if task.on_device:
       draw = lambda cursor: task.batch("train", cursor)
@@ -233,6 +250,7 @@ def _jit_step(one_step, task, mesh, placed, seeds):
 
 
 def _jit_eval(one_eval, task, placed, mesh, seeds):
+  @_on(mesh)
   def evaluate(state, batch):
     if task.on_device:
       batch = task.batch("validation", batch)

@@ -56,7 +56,9 @@ def _rescaled(updates, params, target, threshold):
     if role.leaf != "kernel" or not any(entry.key == "stack" for entry in path):
       continue
     one = lambda W: shrink(W, target, threshold)
-    after, grown = (jax.vmap(one) if role.stacked else one)(W + new[i])
+    for _ in role.lead:
+      one = jax.vmap(one)
+    after, grown = one(W + new[i])
     spread = lambda x: grown.reshape(grown.shape + (1,) * (x.ndim - grown.ndim))
     new[i] = jnp.where(spread(W), after - W, new[i])
     bias = at.get(jax.tree_util.keystr((*path[:-1], jax.tree_util.DictKey("bias"))))

@@ -1,8 +1,8 @@
 """Where arrays live: one mesh, and rules from axis names to mesh axes.
 
 The mesh has the axes data, fsdp, tensor, expert and sequence, of the sizes in
-`config.mesh` (data = 0 takes what the others leave). A batch is split over data
-and fsdp; a parameter over fsdp and tensor by the names of its axes
+`config.mesh` (data = 0 takes what the others leave). A batch is split over data,
+fsdp and expert; a parameter over fsdp, tensor and expert by the names of its axes
 (research/parameters.py). The partitioner inserts the collectives, so results
 differ between meshes only by the order of sums.
 """
@@ -17,9 +17,9 @@ from research import parameters
 from research.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor", "expert", "sequence")
-BATCH = ("data", "fsdp")
+BATCH = ("data", "fsdp", "expert")
 # First rule that fits wins; a mesh axis serves one axis of an array.
-RULES = (("vocab", "tensor"), ("heads", "tensor"), ("hidden", "tensor"),
+RULES = (("experts", "expert"), ("vocab", "tensor"), ("heads", "tensor"), ("hidden", "tensor"),
          ("embed", "fsdp"), ("in", "fsdp"))
 
 
@@ -34,10 +34,9 @@ def mesh_of(config) -> jax.sharding.Mesh:
   for axis, size in sizes.items():
     if size < (0 if axis == "data" else 1):
       raise ConfigError(f"{key}.{axis}={size} must be at least 1 (data=0 takes the rest).")
-  for axis in ("expert", "sequence"):
-    if sizes[axis] != 1:
-      raise ConfigError(f"{key}.{axis}={sizes[axis]}: this axis is reserved; nothing is split "
-                        "over it yet, so it must be 1.")
+  if sizes["sequence"] != 1:
+    raise ConfigError(f"{key}.sequence={sizes['sequence']}: this axis is reserved; nothing is split "
+                      "over it yet, so it must be 1.")
   devices = jax.devices()
   if not sizes["data"]:
     sizes["data"] = max(1, len(devices) // math.prod(sizes[a] for a in AXES if a != "data"))
@@ -53,13 +52,13 @@ def mesh_of(config) -> jax.sharding.Mesh:
 
 def check_batch(mesh, batch_size: int, accumulate: int) -> None:
   """Refuses a batch that cannot be split evenly over microbatches and devices."""
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  shards = math.prod(mesh.shape[axis] for axis in BATCH)
   if accumulate < 1:
     raise ConfigError(f"config.optim.accumulate={accumulate} must be at least 1.")
   if batch_size % (accumulate * shards):
     raise ConfigError(
         f"config.task.batch_size={batch_size} must be a multiple of config.optim.accumulate={accumulate} x "
-        f"data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} = {accumulate * shards}.")
+        f"{' x '.join(f'{axis}={mesh.shape[axis]}' for axis in BATCH)} = {accumulate * shards}.")
 
 
 def spec_of(role: parameters.Role, shape, mesh) -> PartitionSpec:
@@ -97,7 +96,7 @@ def of_state(state, mesh, *, stacked_seeds: bool = False):
 
 
 def of_batch(mesh, *, stacked_seeds: bool = False) -> NamedSharding:
-  """Returns the sharding of every array of a batch: rows over data and fsdp."""
+  """Returns the sharding of every array of a batch: rows over data, fsdp and expert."""
   return NamedSharding(mesh, PartitionSpec(None, BATCH) if stacked_seeds else PartitionSpec(BATCH))
 
 

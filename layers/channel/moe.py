@@ -44,7 +44,8 @@ class MoE(nn.Module):
     hidden: F of each expert; 0 means `expansion` times the width, rounded to a multiple of 8.
     expansion: F / D where hidden is 0.
     shared_experts: number of experts that every token uses, with weight 1.
-    dispatch: "dense", "capacity", "dropless" or "expert_parallel" (under jax.set_mesh with an axis "expert").
+    dispatch: "dense", "capacity", "dropless" or "expert_parallel": "capacity", split over a mesh with an axis "expert"
+      where there is one and its devices divide the tokens.
     capacity_factor: slots of an expert over its even share; for "capacity" and "expert_parallel".
     priority: who is served first there: "position" or "gate".
     activation: a name of layers/activations.py, on the gate branch.
@@ -113,12 +114,15 @@ class MoE(nn.Module):
   def _mix(self, x_ND, routing, weights):
     if self.dispatch not in DISPATCH:
       raise ValueError(f"dispatch={self.dispatch!r} is unknown; choose from {', '.join(DISPATCH)}.")
-    run = getattr(dispatch, self.dispatch)
-    limits = dict(factor=self.capacity_factor, priority=self.priority)
+    run, limits = getattr(dispatch, self.dispatch), {}
+    if self.dispatch in ("capacity", "expert_parallel"):
+      limits = dict(factor=self.capacity_factor, priority=self.priority)
     if self.dispatch == "expert_parallel":
-      limits["mesh"] = jax.sharding.get_abstract_mesh()
-    elif self.dispatch != "capacity":
-      limits = {}
+      mesh = jax.sharding.get_abstract_mesh()
+      if "expert" in mesh.axis_names and x_ND.shape[0] % dispatch.shards(mesh) == 0:
+        limits["mesh"] = mesh
+      else:  # a layer by itself, or the few tokens of decoding
+        run = dispatch.capacity
     return run(x_ND, routing, weights, activation=self.activation, **limits)
 
 

@@ -127,12 +127,14 @@ def blocks(x_ND, gates_NE, indices_NK, weights, *, activation="silu"):
   return _combine(y_ICD.reshape(2 * E * C, -1), slot_KN, _chosen(gates_NE, indices_NK))
 
 
-def expert_parallel(x_ND, routing, weights, *, mesh, axis="expert", factor, priority="position", activation="silu"):
+def expert_parallel(x_ND, routing, weights, *, mesh, axis="expert", rows=("data", "fsdp"), factor, priority="position",
+                    activation="silu"):
   """`capacity`, the experts and the tokens split over a mesh axis; each device has buffers of its own tokens.
 
   Args:
-    mesh: device mesh; axes besides `axis` stay with the partitioner.
+    mesh: device mesh; axes besides `axis` and `rows` stay with the partitioner.
     axis: its axis, which must divide both experts and tokens.
+    rows: axes over which tokens are split before `axis` splits them, where the mesh has them.
 
   Raises:
     ValueError: the mesh lacks the axis, or it does not divide experts or tokens.
@@ -140,12 +142,13 @@ def expert_parallel(x_ND, routing, weights, *, mesh, axis="expert", factor, prio
   if axis not in mesh.axis_names:
     raise ValueError(f"dispatch='expert_parallel' needs a mesh with an axis {axis!r}, this one has "
                      f"{', '.join(mesh.axis_names) or 'none'}; call it under jax.set_mesh, or take dispatch='capacity'.")
-  P, (N, E) = mesh.shape[axis], routing.gates_NE.shape
-  for name, size in (("experts", E), ("tokens", N)):
-    if size % P:
-      raise ValueError(f"{name}={size} must be a multiple of the {P} devices of mesh axis {axis!r}; "
+  rows = _rows(mesh, axis, rows)
+  shard, (N, E) = shards(mesh, axis, rows), routing.gates_NE.shape
+  for name, size, over, of in (("experts", E, mesh.shape[axis], (axis,)), ("tokens", N, shard, rows)):
+    if size % over:
+      raise ValueError(f"{name}={size} must be a multiple of the {over} devices of mesh axis {' x '.join(map(repr, of))}; "
                        "change the number, or take dispatch='capacity'.")
-  C = slots(N // P, _number_of_choices(routing), E, factor)
+  C = slots(N // shard, _number_of_choices(routing), E, factor)
 
   def local(x_ND, routing, weights):
     x_SD, slot_KN, gates_KN, kept, asked = _fill(x_ND, routing, C, priority)
@@ -155,11 +158,20 @@ def expert_parallel(x_ND, routing, weights, *, mesh, axis="expert", factor, prio
     y_ND = _combine(y_ECD.reshape(E * C, -1), slot_KN, gates_KN)
     return y_ND, jnp.stack([kept, asked])[None]
 
-  split = PartitionSpec(axis)
-  run = jax.shard_map(local, mesh=mesh, in_specs=split, out_specs=split, axis_names={axis})
+  split = PartitionSpec(rows)
+  run = jax.shard_map(local, mesh=mesh, in_specs=(split, split, PartitionSpec(axis)), out_specs=split, axis_names={*rows})
   y_ND, counts_P2 = run(x_ND, routing._replace(losses={}, stats={}, carry=None), weights)
   kept, asked = jnp.sum(counts_P2, axis=0)
   return y_ND, 1.0 - kept / jnp.maximum(asked, 1.0)
+
+
+def shards(mesh, axis="expert", rows=("data", "fsdp")) -> int:
+  """Returns the number of parts that `expert_parallel` splits tokens into."""
+  return math.prod(mesh.shape[name] for name in _rows(mesh, axis, rows))
+
+
+def _rows(mesh, axis, rows):
+  return (*(name for name in rows if name in mesh.axis_names and name != axis), axis)
 
 
 def _number_of_choices(routing) -> int:

@@ -61,7 +61,8 @@ def _mesh(**sizes):
 @pytest.mark.parametrize("name, shape, split", [
     ("query", (6, 4, 5), ("fsdp", "tensor", None)), ("query", (6, 3, 5), ("fsdp", None, None)),
     ("query", (5, 4, 5), (None, "tensor", None)), ("out", (4, 5, 6), ("tensor", None, "fsdp")),
-    ("up", (6, 8), ("fsdp", "tensor")), ("head", (6, 7), ("fsdp", None))])
+    ("up", (6, 8), ("fsdp", "tensor")),
+    ("experts_up", (4, 6, 8), (None, "fsdp", "tensor")), ("head", (6, 7), ("fsdp", None))])
 def test_axes_that_divide_are_split_and_the_others_stay_whole(name, shape, split):
   leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
   path = tuple(jax.tree_util.DictKey(k) for k in ("stack", name, "kernel"))
@@ -75,7 +76,7 @@ def test_the_mesh_takes_every_device(sizes):
   assert mesh.size == 8 and all(mesh.shape[axis] == size for axis, size in sizes.items())
 
 
-@pytest.mark.parametrize("sizes", [dict(fsdp=3), dict(data=2), dict(fsdp=16), dict(expert=2), dict(fsdp=0), dict(data=-1)])
+@pytest.mark.parametrize("sizes", [dict(fsdp=3), dict(data=2), dict(fsdp=16), dict(sequence=2), dict(fsdp=0), dict(data=-1)])
 def test_a_mesh_that_devices_cannot_make_is_refused(sizes):
   with pytest.raises(ConfigError, match="config.mesh"):
     _mesh(**sizes)
