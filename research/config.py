@@ -70,7 +70,8 @@ def override(config: ml_collections.ConfigDict, overrides: dict[str, object]) ->
     ConfigError: an unknown key, or a value that is not of the leaf's type.
   """
   notes = []
-  for key, value in sorted(overrides.items(), key=lambda kv: not kv[0].endswith("name")):
+  outer_names_first = lambda item: (not item[0].endswith("name"), item[0].count("."))
+  for key, value in sorted(overrides.items(), key=outer_names_first):
     node, leaf = _descend(config, key)
     if leaf == "name" and _kind(key):
       notes += _rename(node, key, _typed(key, value, str))
@@ -87,6 +88,9 @@ def _descend(config, key):
   *path, leaf = key.split(".")
   for part in path:
     at = ".".join(["config", *walked])
+    if part not in node and leaf == "name" and part == path[-1] and _takes(node, walked, part):
+      with node.unlocked():
+        node[part] = ml_collections.ConfigDict()  # a layer that the file left at its default
     if part not in node:
       known = {k for k in node if isinstance(node[k], ml_collections.ConfigDict)}
       raise ConfigError(f"config.{key}: {at} has no section {shown(part)}; {nearest(part, known)}")
@@ -95,6 +99,16 @@ def _descend(config, key):
                         f"set {at}.{part} itself.")
     node, walked = node[part], [*walked, part]
   return node, leaf
+
+
+def _takes(node, walked, part) -> bool:
+  """Whether the class of a node has a field that is a layer of its own, called `part`."""
+  if walked == ["model"]:
+    return part == "policy"
+  name = ".".join([*walked, "name"])
+  if "name" not in node or part not in find.PLACES or not _kind(name):
+    return False
+  return _settable(_kind(name), node.name, f"config.{name}").get(part, str) not in LEAVES
 
 
 def _kind(key: str) -> str | None:

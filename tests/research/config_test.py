@@ -52,6 +52,17 @@ def test_another_name_drops_the_keys_that_its_class_lacks_and_opens_its_own():
   assert len(notes) == 1 and "config.model.mixer.key_dim, config.model.mixer.value_dim" in notes[0]
 
 
+def test_a_layer_that_the_file_left_at_its_default_is_chosen_by_name():
+  config = configs.load("byte_lm:smoke")[2]
+  configs.override(config, {"model.channel.router.name": "deepseek.DeepSeek", "model.channel.name": "moe.MoE",
+                            "model.channel.router.top_k": "3", "model.policy.name": "p_mod.PMoD"})
+  assert config.model.channel.router.to_dict() == {"name": "deepseek.DeepSeek", "top_k": 3}
+  assert config.model.policy.name == "p_mod.PMoD"
+  for key in ("model.norm.router.name", "model.channel.norm.name", "task.policy.name", "model.channel.router.gate.name"):
+    with pytest.raises(ConfigError, match=f"config.{key}.*has no section"):
+      configs.override(config, {key: "deepseek.DeepSeek"})
+
+
 def test_another_optimizer_drops_the_arguments_that_it_lacks():
   config = toy.config()
   configs.override(config, {"optim.weight_decay": "0.1"})
