@@ -10,6 +10,10 @@ import jax
 
 JAX_VERSION = jax.__version_info__
 
+# XLA flags that compile small CPU programs in a fraction of the time, where this jax has them (an unknown one aborts).
+QUICK_COMPILES = ("--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+                  if JAX_VERSION < (0, 11) else "")
+
 # Deprecated since jax 0.11 and to be removed: None where it is gone.
 pallas_triton = None
 if importlib.util.find_spec("jax.experimental.pallas.triton"):

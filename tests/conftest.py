@@ -5,11 +5,13 @@ import pathlib
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Two workers on two cores: one thread pool each would fight over them.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
-
 import jax  # noqa: E402
 
+from pallas_kernels import compat  # noqa: E402
+
+# Read when the first computation starts. Tests compile much and compute little.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+                      + compat.QUICK_COMPILES)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 _cache = pathlib.Path(os.environ.get("STRATA_CACHE", tempfile.gettempdir())) / "strata-test-xla"
 jax.config.update("jax_compilation_cache_dir", str(_cache))

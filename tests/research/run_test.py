@@ -28,7 +28,7 @@ def _drive(plan, timeout=300):
   done = subprocess.run(
       [sys.executable, "-W", "ignore", "-m", "tests.research.run_driver", json.dumps(plan)], cwd=ROOT,
       env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "LC_ALL": "C",
-           "STRATA_CACHE": toy.CACHE, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"},
+           "XLA_FLAGS": toy.FLAGS, "STRATA_CACHE": toy.CACHE, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"},
       capture_output=True, text=True, timeout=timeout)
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout)

@@ -25,7 +25,7 @@ CLAIMS = str(pathlib.Path(__file__).with_name("toy_claims.py"))
 # From width 32 on, seeds are trained one by one on a CPU.
 SHORT = ["--config.model.width=32", "--config.optim.steps=6", "--config.train.log_every=3", "--config.train.eval_every=0"]
 VARIED = ["--vary=model.placement=pre,post", "--seeds=0:2", *SHORT]
-ENV = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "STRATA_CACHE": toy.CACHE,
+ENV = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": toy.FLAGS, "STRATA_CACHE": toy.CACHE,
        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
 
 

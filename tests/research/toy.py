@@ -9,11 +9,14 @@ import tempfile
 import jax
 import pytest
 
+from pallas_kernels import compat
 from research import config as configs
 from research import run
 
 # Kept between tests, like the cache of tests/conftest.py: most of a toy run is compilation.
 CACHE = os.environ.get("STRATA_CACHE", os.path.join(tempfile.gettempdir(), "strata-test"))
+# Of processes that a test starts; a toy run is compiled at leisure and computed in no time.
+FLAGS = f"--xla_backend_optimization_level=0 {compat.QUICK_COMPILES}".strip()
 FILE = str(pathlib.Path(__file__).with_name("toy_experiment.py"))
 
 
