@@ -1,7 +1,7 @@
 r"""Does a model of experts, in its attention and in its channel mixer, beat a dense one that uses as many parameters?
 
-Two layers on the sources of the running Python's standard library. "jetmoe" has 4 attention experts and 8 gated linear units
-in each layer, of which a token uses 2 and 2; "dense" has attention with as many heads as a token of "jetmoe" uses,
+Two layers on the sources of the running Python's standard library. "jetmoe" has 4 attention experts and 8 gated linear
+units in each layer, of which a token uses 2 and 2; "dense" has attention with as many heads as a token of "jetmoe" uses,
 on as many keys and values, and a gated linear unit as wide as two experts and 4 features wider, which is what
 the routers cost. count/active_parameters is what one token uses, embedding left out: a product with each takes two
 operations. count/flops is no measure of it, since at this size every expert runs on every token.
@@ -120,7 +120,8 @@ def claims():
       Claim(id="experts_beat_dense", **common, metric="eval/loss", margin="0.02 nats", seeds=5,
             statement="Experts in attention and channel mixer lower the loss at equal active parameters",
             paper_value="8B parameters, 2B of them active, outperform Llama2-7B (abstract)"),
-      Claim(id="a_token_uses_as_much", **common, metric="count/active_parameters", kind="ratio", bound="1.01 times", seeds=1,
+      Claim(id="a_token_uses_as_much", **common, metric="count/active_parameters", kind="ratio", bound="1.01 times",
+            seeds=1,
             statement="A token uses as many parameters of the model of experts as of the dense one",
             paper_value="2B active parameters of 8B (abstract)"),
   ]

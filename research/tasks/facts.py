@@ -69,7 +69,8 @@ class Facts:
     fact_BN3 = table_F3[(noise_BN * self.facts).astype(jnp.int32)]
     asked = lambda value_BN: jnp.stack([jnp.zeros_like(value_BN), value_BN, jnp.zeros_like(value_BN)], axis=-1)
     row = lambda part_BN3: part_BN3.reshape(len(part_BN3), -1)[:, :self.tokens]
-    return {"inputs": row(fact_BN3), "labels": row(asked(fact_BN3[..., 2])), "weights": row(asked(jnp.ones_like(noise_BN)))}
+    return {"inputs": row(fact_BN3), "labels": row(asked(fact_BN3[..., 2])),
+            "weights": row(asked(jnp.ones_like(noise_BN)))}
 
   def loss(self, outputs, batch):
     """Cross-entropy and accuracy over the values, of logits [B, T, V]."""
