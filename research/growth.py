@@ -2,8 +2,10 @@
 
 Optional settings of `config.init`:
 
-    grow         operator of layers/convert/growth.py, "" for none, or "relax": the small model is the one without
-                 model.share, and as large, and its layers are tied as layers/depth/sharing.py says
+    grow         operator of layers/convert/growth.py, "" for none, or one of two that keep the size: "relax", where
+                 the small model is the one without model.share, and its layers are tied as layers/depth/sharing.py
+                 says; "factor", where its gated linear units are dense, and are cut into the experts of
+                 layers/channel/factored_glu.py
     grow_factor  g: the small model has depth / g layers; for "wide" the same layers and width / g
     grow_steps   steps of the small model, with the same optimizer and batch
 
@@ -18,13 +20,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from layers.convert import growth
+from layers.convert import factor_ffn, growth
+from research import config as configs
 from research import parameters, saved_steps
 from research.errors import ConfigError, nearest, shown
 from research.state import first_batch
 from research.step import forward
 
 SHIFT = 1024  # seeds: research/state.py has 2048 stretches of data
+SAME_SIZE = ("relax", "factor")
+FACTORED = "factored_glu.FactoredGLU"
 LEARN_STEPS, LEARN_RATE = 50, 0.01  # of the mix of "learn": LiGO trains it for 100
 
 
@@ -41,12 +46,12 @@ def small_config(config):
   """
   key = "config.init"
   operator, factor, steps = (config.init.get(k, v) for k, v in (("grow", ""), ("grow_factor", 2), ("grow_steps", 0)))
-  if operator not in (*growth.OPERATORS, "relax"):
-    raise ConfigError(f"{key}.grow={shown(operator)} is unknown; {nearest(operator, (*growth.OPERATORS, 'relax'))}")
+  if operator not in (*growth.OPERATORS, *SAME_SIZE):
+    raise ConfigError(f"{key}.grow={shown(operator)} is unknown; {nearest(operator, (*growth.OPERATORS, *SAME_SIZE))}")
   if factor < 2 or steps < 1:
     raise ConfigError(f"{key}.grow_factor={factor} must be at least 2, and grow_steps={steps} at least 1.")
   size = "width" if operator == "wide" else "depth"
-  if operator != "relax" and config.model[size] % factor:
+  if operator not in SAME_SIZE and config.model[size] % factor:
     raise ConfigError(f"config.model.{size}={config.model[size]} must be a multiple of {key}.grow_factor={factor}.")
   if operator == "wide" and config.model.get("tied", False):
     raise ConfigError("config.model.tied=True: a tied head would sum every repeated unit; wide growth needs tied=False.")
@@ -55,6 +60,11 @@ def small_config(config):
     if not config.model.get("share", ""):
       raise ConfigError(f"{key}.grow='relax' ties layers: set config.model.share, as in 'cycle:2'.")
     small.model.share, small.model.lora_rank = "", 0
+  elif operator == "factor":
+    if config.model.get("channel", {}).get("name") != FACTORED:
+      raise ConfigError(f"{key}.grow='factor' cuts gated linear units into experts: set "
+                        f"config.model.channel.name={FACTORED!r}.")
+    configs.override(small, {"model.channel.name": "glu.GLU"})
   else:
     small.model[size] = config.model[size] // factor
   small.init.grow = ""
@@ -91,7 +101,10 @@ def grown(small, big, old, first, batches=(), operator=""):
   mix = _learned_mix(small, big, old, batches) if operator == "learn" else None
   def make(old, first, mix):
     params = _params(small, big, old, first, operator, mix=mix)
-    return first.replace(params=params, opt_state=big.optimizer.init(params))
+    extra = first.extra
+    if operator == "factor":
+      extra = {**extra, factor_ffn.TEACHER: factor_ffn.teacher_of(params, extra[factor_ffn.TEACHER])}
+    return first.replace(params=params, extra=extra, opt_state=big.optimizer.init(params))
   if big.seeds:
     make = jax.vmap(make, in_axes=(0, 0, None if mix is None else 0))
   shardings = jax.tree.map(lambda s: s.sharding, big.abstract)
@@ -132,12 +145,14 @@ def _params(small, big, old, first, operator, *, mix=None):
     if operator == "zero" and any(big.model.stack(parent=None).placement.post):
       raise ConfigError(f"config.init.grow='zero': with config.model.placement={big.config.model.placement!r} a norm "
                         "follows every layer, and a silent layer is not nothing; take 'pre', or grow='stack'.")
-    fresh = growth.layers_of(first.params["stack"], runs) if operator == "random" else None
+    fresh = growth.layers_of(first.params["stack"], runs) if operator in ("random", "factor") else None
     if operator == "learn" and mix is None:
       mix = growth.first_mix(layers, big.config.model.depth)
     try:
       if operator == "relax":
         stack = growth.tied(layers, runs, big.config.model.get("lora_rank", 0))
+      elif operator == "factor":
+        stack = growth.stack_of(list(map(factor_ffn.cut, layers, fresh)), runs)
       else:
         stack = growth.stack_of(growth.deepen(layers, big.config.model.depth, operator, fresh=fresh, mix=mix), runs)
     except ValueError as error:

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from research import build, conversion, count, decode, diagnostics, growth, initialize, lengths, optim, relaxed, sample
-from research import sharding
+from research import build, conversion, count, decode, diagnostics, factored, growth, initialize, lengths, optim, relaxed
+from research import sample, sharding
 from research import state as states
 from research import step as steps
 from research.errors import ConfigError, shown
@@ -144,6 +144,10 @@ class Program(NamedTuple):
   def relaxed_losses(self, state, share: str, ranks, limit: int) -> dict[str, float]:
     """Returns the loss with layers tied: research/relaxed.py, for the `measure` of an experiment."""
     return relaxed.losses(self, state, share, ranks, limit)
+
+  def factored_losses(self, state, experts: int, choices, limit: int) -> dict[str, float]:
+    """Returns the loss with units cut into experts: research/factored.py, for the `measure` of an experiment."""
+    return factored.losses(self, state, experts, choices, limit)
 
 
 def check_train(train) -> None:

@@ -98,6 +98,25 @@ def test_a_model_can_begin_as_the_untied_one():
   assert (small.model.depth, small.model.share, small.model.lora_rank, small.optim.steps) == (2, "", 0, 4)
 
 
+def test_a_model_whose_units_were_cut_into_experts_says_what_the_dense_one_said():
+  program = programs.make(toy.config(
+      **SIZES, model__channel__name="factored_glu.FactoredGLU", model__channel__experts=4, model__channel__top_k=4,
+      init__grow="factor", init__grow_factor=2, init__grow_steps=4))
+  small, draw = program.small, np.random.default_rng(1)
+  assert small.config.model.channel.to_dict() == {"name": "glu.GLU", "hidden": 16}
+  old, first = (jax.tree.map(lambda s: draw.standard_normal(s.shape).astype(s.dtype), made.abstract.replace(key=()))
+                .replace(key=jax.random.key(0)) for made in (small, program))
+  got = growth.grown(small, program, old, first)
+  tokens = draw.integers(0, 2, (3, 8))
+  said = [jax.jit(model.apply)(variables, tokens)[0] for model, variables in (
+      (small.model, {"params": old.params}), (program.model, {"params": got.params, **got.extra}))]
+  np.testing.assert_allclose(said[1], said[0], rtol=1e-4, atol=1e-4)
+  cut, teacher = (tree["stack"]["scan_0_to_1"]["block_0"]["channel"] for tree in (got.params, got.extra["teacher"]))
+  np.testing.assert_array_equal(teacher["down_EFD"], cut["experts_down"]["kernel"])
+  np.testing.assert_array_equal(
+      cut["router"]["kernel"], first.params["stack"]["scan_0_to_1"]["block_0"]["channel"]["router"]["kernel"])
+
+
 def test_silent_layers_are_refused_where_a_norm_follows_them():
   config = _config(grow="zero")
   config.model.placement = "post"
@@ -110,6 +129,7 @@ def test_silent_layers_are_refused_where_a_norm_follows_them():
     (dict(grow_factor=3), "config.model.depth=2 must be a multiple of config.init.grow_factor=3"),
     (dict(grow_factor=1), "grow_factor=1 must be at least 2"),
     (dict(grow="relax"), "set config.model.share, as in 'cycle:2'"),
+    (dict(grow="factor"), "set config.model.channel.name='factored_glu.FactoredGLU'"),
     (dict(grow_steps=0), "grow_steps=0 at least 1"),
     ])
 def test_what_cannot_grow_is_refused_before_anything_is_trained(init, says):

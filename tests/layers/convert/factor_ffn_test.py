@@ -1,9 +1,13 @@
 """A dense unit cut into experts: their sum is the unit, and the router learns who comes nearest."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from layers.channel.factored_glu import FactoredGLU
 from layers.channel.glu import GLU
 from layers.convert import factor_ffn
 from tests.layers import toy
@@ -50,9 +54,54 @@ def test_a_router_that_says_the_label_has_no_loss_and_no_gradient():
   np.testing.assert_allclose([value, np.abs(slope).max()], 0, atol=1e-6)
 
 
+@functools.cache
+def _cut(top_k, prior_weight=0.0):
+  """Returns (a layer of experts, its variables: those of the dense unit, with a drawn router)."""
+  layer = FactoredGLU(hidden=F, experts=E, top_k=top_k, prior_weight=prior_weight)
+  drawn = jax.jit(layer.init)(jax.random.key(3), X[None])
+  params = factor_ffn.cut({"channel": PARAMS}, {"channel": drawn["params"]})["channel"]
+  return layer, {"params": params, factor_ffn.TEACHER: factor_ffn.teacher_of(params, drawn[factor_ffn.TEACHER])}
+
+
+def test_a_layer_of_all_experts_is_the_dense_unit():
+  layer, variables = _cut(E)
+  want = LAYER.apply({"params": PARAMS}, X[None])
+  np.testing.assert_allclose(jax.jit(layer.apply)(variables, X[None]), want, rtol=1e-5, atol=1e-5)
+
+
+def test_the_layer_is_the_sum_of_the_experts_that_its_router_takes():
+  layer, variables = _cut(2, prior_weight=0.5)
+  y, sown = jax.jit(functools.partial(layer.apply, mutable=["losses", "metrics"]))(variables, X[None])
+  logits = X @ variables["params"]["router"]["kernel"]
+  parts, top = np.asarray(experts(WEIGHTS, X)), np.argsort(-logits, axis=1)[:, :2]
+  want = [E / 2 * sum(parts[e, n] for e in top[n]) for n in range(N)]
+  np.testing.assert_allclose(y[0], want, rtol=1e-5, atol=1e-5)
+  prior = loss(parts, parts.sum(0), logits, 2)  # the teacher of a unit just cut is the unit
+  np.testing.assert_allclose(sown["losses"]["prior"][0], 0.5 * prior, rtol=1e-5)
+  near = np.argsort(np.mean((parts - 2 / E * parts.sum(0)) ** 2, axis=2), axis=0)[:2].T
+  same = np.mean([len({*a} & {*b}) / 2 for a, b in zip(near.tolist(), top.tolist())])
+  np.testing.assert_allclose(sown["metrics"]["agreement"][0], same, rtol=1e-6)
+
+
+def test_only_the_loss_of_the_prior_reaches_the_router_and_nothing_reaches_the_teacher():
+  layer, variables = _cut(2, prior_weight=1.0)
+  def slopes(pick):
+    def total(variables):
+      y, sown = layer.apply(variables, X[None], mutable=["losses"])
+      return pick(jnp.sum(jnp.sin(y)), sown["losses"]["prior"][0])
+    return jax.jit(jax.grad(total))(variables)
+  of_y, of_prior = slopes(lambda y, prior: y), slopes(lambda y, prior: prior)
+  moved = lambda tree: {name for name, part in tree.items() if any(np.any(leaf) for leaf in jax.tree.leaves(part))}
+  assert moved(of_y["params"]) == {"experts_gate", "experts_up", "experts_down"}
+  assert moved(of_prior["params"]) == {"router"}
+  assert not moved(of_y[factor_ffn.TEACHER]) and not moved(of_prior[factor_ffn.TEACHER])
+
+
 def test_sizes_that_do_not_divide_are_refused_with_the_numbers():
   with pytest.raises(ValueError, match="experts=5 must divide the hidden width 12"):
     factor_ffn.split(PARAMS, 5)
+  with pytest.raises(ValueError, match="experts=5 must divide the hidden width 12"):
+    jax.eval_shape(FactoredGLU(hidden=F, experts=5).init, jax.random.key(0), X[None])
   with pytest.raises(ValueError, match="top_k=4 must be from 1 to experts=3"):
     factor_ffn.chosen(X[:, :E], 4)
   with pytest.raises(ValueError, match="bias=True"):

@@ -11,6 +11,7 @@ import pytest
 
 from research.data import prefetch
 from research.tasks import delay
+from research.tasks import facts
 from research.tasks import images
 from research.tasks import induction
 from research.tasks import modular
@@ -34,6 +35,7 @@ MAKE = {
     "selective_copy": functools.partial(selective_copy.SelectiveCopy, tokens=19, items=4, batch_size=8),
     "induction": functools.partial(induction.Induction, tokens=13, batch_size=8),
     "delay": functools.partial(delay.Delay, tokens=13, delay=3, batch_size=8),
+    "facts": functools.partial(facts.Facts, facts=30, vocab=16, tokens=13, batch_size=8),
 }
 HOST = [name for name in MAKE if name in ("text", "images")]
 every_task = pytest.mark.parametrize("name", MAKE)
@@ -187,6 +189,9 @@ def test_any_value_of_any_field_works_or_is_refused_in_one_line(make, name, fiel
     ("induction", {"tokens": 2}, r"^tokens=2 must be at least 3; two are triggers"),
     ("induction", {"vocab": 2}, r"^vocab=2 must be at least 3; it holds the trigger"),
     ("delay", {"delay": 13}, r"^delay=13 must be at most 12; an echo must come within the 13"),
+    ("facts", {"facts": 65}, r"^facts=65 must be at most 64; 8 tokens make 64 keys of two"),
+    ("facts", {"vocab": 10}, r"^facts=30 must be at most 25; 5 tokens make 25 keys of two"),
+    ("facts", {"tokens": 1}, r"^tokens=1 must be at least 2; a question takes two"),
 ])
 def test_bad_fields_are_refused_with_numbers_and_rule(name, changes, match, folder):
   extra = {"path": str(folder)} if name == "text" else {}

@@ -1,5 +1,6 @@
 """Tasks made on the device: the rules that their sequences keep."""
 
+import dataclasses
 import itertools
 import math
 
@@ -10,6 +11,7 @@ import pytest
 from research.tasks import permutations
 from research.tasks import recall
 from research.tasks.delay import Delay
+from research.tasks.facts import Facts
 from research.tasks.induction import Induction
 from research.tasks.modular import ModularSum
 from research.tasks.parity import Parity
@@ -203,7 +205,30 @@ def test_the_echo_is_the_token_so_many_steps_back(steps):
   assert np.all(drawn["weights"] == (np.arange(13) >= steps))
 
 
+@pytest.mark.parametrize("tokens", [11, 12, 13])
+def test_a_key_of_two_tokens_has_one_value_everywhere(tokens):
+  drawn = _made(Facts(facts=20, vocab=12, tokens=tokens, batch_size=512))
+  value, asked = {}, []
+  for inputs, labels, weights in zip(*(drawn[k].tolist() for k in ("inputs", "labels", "weights"))):
+    assert weights == [float(t % 3 == 1) for t in range(tokens)]
+    for t in range(1, tokens, 3):
+      key = tuple(inputs[t - 1:t + 1])
+      assert value.setdefault(key, labels[t]) == labels[t] and inputs[t + 1:t + 2] in ([], [labels[t]])
+      asked.append(key)
+  assert len(value) == 20 and max(max(key) for key in value) < 6 <= min(value.values())
+  assert _even([sorted(value).index(key) for key in asked], 20)
+
+
+def test_validation_asks_for_the_facts_of_training_and_another_seed_for_others():
+  task = Facts(facts=20, vocab=12, tokens=12, batch_size=256)
+  facts = lambda drawn: {tuple(row) for row in np.asarray(drawn["inputs"]).reshape(-1, 3).tolist()}
+  validation = facts(jax.jit(lambda: task.batch("validation", 4), compiler_options=FAST)())
+  assert facts(_made(task)) == validation
+  assert len(validation & facts(_made(dataclasses.replace(task, seed=1)))) < 15
+
+
 @pytest.mark.parametrize("task", [
+    Facts(facts=1, vocab=2, tokens=2, batch_size=3),
     permutations.Permutations(tokens=1, batch_size=1), ModularSum(tokens=1, batch_size=3),
     SelectiveCopy(vocab=4, tokens=2, items=1, batch_size=1), Delay(vocab=2, tokens=2, delay=1, batch_size=1),
     Induction(vocab=3, tokens=3, batch_size=5), recall.MultiQueryRecall(
