@@ -15,7 +15,7 @@ noise 0.2 left nothing to divide (accuracy 1.000, loss 0.0001).
     python -m research.sweep --config=factored_experts --metric=gate_1/position
 
 cpu: 2 cores, 28 CPU seconds a run on busy cores
-smoke: 2 cores, not measured
+smoke: 2 cores, 19 CPU seconds for deep
 """
 
 import ml_collections
