@@ -9,7 +9,8 @@ active, the int(c_r T) with the largest score stay, c_r = (R - r + 1) / R of the
     loss = 0.001 sum_r BCE(x_t . w_r, t is kept), mean over the tokens offered to r
 
 Which tokens are kept is known only at the end of a row: not causal, and the loss is there so that a sign can decide
-in decoding. Decoding itself, which needs a state for each recursion, choice by tokens and shared keys and values are
+in decoding. How often x_t . w_r > 0 says what was chosen, mean over r >= 2, is shown as "choice_accuracy"; the first
+recursion keeps all. Decoding itself, which needs a state for each recursion, choice by tokens and shared keys and values are
 not here; kept tokens are numbered anew (layers/depth/token_selection.py).
 
 Reference: Bae et al., "Mixture-of-Recursions: Learning Dynamic Recursive Depths for Adaptive Token-Level
@@ -67,7 +68,7 @@ class MixtureOfRecursions(nn.Module):
       raise ValueError("MixtureOfRecursions: tokens that pass a layer by have no place in what travels beside x.")
     block, T, R = self.block(name="block"), x_BTD.shape[1], self.recursions
     active_BT = jnp.ones(x_BTD.shape[:2], bool) if segment_ids is None else segment_ids >= 0
-    after, loss = context, 0.0
+    after, loss, right = context, 0.0, []
     for r in range(R):
       logits_BT = nn.Dense(1, use_bias=False, dtype=jnp.float32, name=f"router_{r}")(x_BTD.astype(jnp.float32))[..., 0]
       # Only tokens that the last recursion kept are offered to this one.
@@ -80,8 +81,12 @@ class MixtureOfRecursions(nn.Module):
       added_BTD = y_BTD if self.combine == "authors" else y_BTD - x_BTD
       x_BTD = jnp.where(kept_BT[..., None], x_BTD + p_BT1 * added_BTD, x_BTD)
       miss_BT = jnp.where(active_BT, jax.nn.softplus(logits_BT) - kept_BT * logits_BT, 0.0)
-      loss += jnp.sum(miss_BT) / jnp.maximum(jnp.sum(active_BT), 1)
+      offered = jnp.maximum(jnp.sum(active_BT), 1)
+      loss += jnp.sum(miss_BT) / offered
+      right.append(jnp.sum(active_BT & ((logits_BT > 0) == kept_BT)) / offered)
       self.sow("metrics", f"kept_{r}", jnp.mean(kept_BT.astype(jnp.float32)))
       active_BT = kept_BT
+    if R > 1:
+      self.sow("metrics", "choice_accuracy", sum(right[1:]) / (R - 1))
     self.sow("losses", "choice", self.router_weight * loss)
     return x_BTD, after, None

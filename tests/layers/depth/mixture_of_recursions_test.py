@@ -36,12 +36,13 @@ def _run(layer, params, x):
 @pytest.mark.parametrize("combine", ["authors", "residual"])
 def test_each_recursion_is_the_layer_on_the_best_of_those_left(combine):
   got, sown = _run(_layer(combine=combine, router_weight=1.0), PARAMS, X)
-  x, active, loss = X[0].copy(), np.arange(T), 0.0
+  x, active, loss, right = X[0].copy(), np.arange(T), 0.0, []
   for r, K in enumerate((6, 4, 2)):
     logits = (x @ PARAMS[f"router_{r}"]["kernel"])[:, 0]
     index = np.sort(active[np.argsort(-logits[active])[:K]])
     label = np.isin(active, index)
     loss += np.mean(np.log1p(np.exp(logits[active])) - label * logits[active])
+    right.append(np.mean((logits[active] > 0) == label))
     y = np.asarray(plain(x[None, index]))[0]
     p = 0.1 / (1 + np.exp(-logits[index]))[:, None]
     x[index] += p * (y if combine == "authors" else y - x[index])
@@ -49,6 +50,7 @@ def test_each_recursion_is_the_layer_on_the_best_of_those_left(combine):
     np.testing.assert_allclose(sown["metrics"][f"kept_{r}"][0], K / T, rtol=1e-6)
   np.testing.assert_allclose(got[0], x, rtol=2e-5, atol=2e-5)
   np.testing.assert_allclose(sown["losses"]["choice"][0], loss, rtol=1e-5)
+  np.testing.assert_allclose(sown["metrics"]["choice_accuracy"][0], np.mean(right[1:]), rtol=1e-6)
 
 
 def test_one_recursion_with_full_weight_is_the_layer():

@@ -12,6 +12,7 @@ import pytest
 from research.data import prefetch
 from research.tasks import delay
 from research.tasks import facts
+from research.tasks import glyphs
 from research.tasks import images
 from research.tasks import induction
 from research.tasks import modular
@@ -36,6 +37,7 @@ MAKE = {
     "induction": functools.partial(induction.Induction, tokens=13, batch_size=8),
     "delay": functools.partial(delay.Delay, tokens=13, delay=3, batch_size=8),
     "facts": functools.partial(facts.Facts, facts=30, vocab=16, tokens=13, batch_size=8),
+    "glyphs": functools.partial(glyphs.Glyphs, batch_size=8),
 }
 HOST = [name for name in MAKE if name in ("text", "images")]
 every_task = pytest.mark.parametrize("name", MAKE)
