@@ -58,9 +58,8 @@ def main(argv=None) -> int:
     elif code == exit_codes.DONE:
       found = plan.collect(asked)
       sweep_table.show(asked, found, given.metric, _against(given, asked))
-      from research import frontier, in_context_figures
-      frontier.draw(asked, found)
-      in_context_figures.draw(asked)
+      from research import study_figures
+      study_figures.draw(asked, found)
     return code or (exit_codes.CRASH if failed else exit_codes.DONE)
   except ConfigError as error:
     print(f"error: {error}", file=sys.stderr)

@@ -146,11 +146,11 @@ def _effect(record) -> str:
   return panels.short(f"{text}, {asked} {record.get(asked, '')}", 72)
 
 
-def new_figure(width, height, columns=1):
-  """Returns a figure of that many inches, and its axes or row of axes."""
+def new_figure(width, height, columns=1, rows=1):
+  """Returns a figure of that many inches, and its axes, row or grid of axes."""
   from matplotlib.figure import Figure
   figure = Figure(figsize=(width, height), dpi=144, layout="constrained")  # draws by Agg, whatever pyplot is set to
-  return figure, figure.subplots(1, columns)
+  return figure, figure.subplots(rows, columns)
 
 
 def _legend(axes, names):

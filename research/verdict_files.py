@@ -1,7 +1,7 @@
 """Verdicts on the terminal, on disk, and in the record that the project keeps.
 
     <directory>/verdict.json  summary.md  figures/<claim>.{png,csv}  figures/frontier-<metric>.{png,csv}
-                              figures/in-context-{risk,layers}-<arm>.{png,csv}
+                              figures/in-context-{risk,layers}-<arm>.{png,csv}  figures/depth-<layers>.{png,csv}
     research/results/<experiment>/verdict.json  <claim>.{png,csv}     with --record
     research/results/README.md                                        the scoreboard, from those
 """
@@ -20,11 +20,10 @@ RECORDS = find.ROOT / "research" / "results"
 
 def judged(asked: plan.Plan, claims) -> list:
   """Returns the judge.Verdicts, and writes verdict.json, results.csv, figures and summary.md."""
-  from research import frontier, in_context_figures, judge  # scipy's statistics take a second; a list of claims needs none
+  from research import judge, study_figures  # scipy's statistics take a second; a list of claims needs none
   found = plan.collect(asked)
   verdicts = [judge.judge(claim, found) for claim in claims]
-  frontier.draw(asked, found)
-  in_context_figures.draw(asked)
+  study_figures.draw(asked, found)
   file = asked.directory / "verdict.json"
   before = {record["id"]: record for record in json.loads(file.read_text())} if file.is_file() else {}
   records = []
@@ -94,11 +93,11 @@ def record(asked, verdicts, preset: str) -> None:
                                  "date": datetime.date.today().isoformat()}
     for suffix in (".png", ".csv"):
       shutil.copyfile(asked.directory / "figures" / f"{key}{suffix}", folder / f"{key}{suffix}")
-  for kind in ("frontier-*", "in-context-*"):
+  from research import scoreboard, study_figures
+  for kind in study_figures.KINDS:
     for drawn in (asked.directory / "figures").glob(kind):
       shutil.copyfile(drawn, folder / drawn.name)
   manifest.write_atomically(file, (json.dumps([records[k] for k in sorted(records)], indent=2) + "\n").encode())
-  from research import scoreboard
   manifest.write_atomically(RECORDS / "README.md", scoreboard.page(recorded()).encode())
   print(f"recorded in {folder}")
 
