@@ -1,14 +1,15 @@
 r"""How do the places of the norms decide what the residual stream and the gradients do by depth?
 
-Twelve or twenty-four layers of softmax attention on real text, byte by byte, every parameter drawn with the same
-deviation. "begin/" is measured on the model before training and "end/" after it: variance of the stream
+Twelve or twenty-four layers of softmax attention on real text, byte by byte, every kernel drawn with the same
+deviation; arms with "xavier" draw as DeepNet does, so that placement and initialisation are crossed. "post_final" is
+Post-LN with a norm before the head, and "cold" arms have no warm-up. "begin/" is measured on the model before training and "end/" after it: variance of the stream
 after the last layer, growth of that variance in training, largest over smallest gradient norm of a layer. For Peri-LN
 "begin/increment_error" is by how much the mean square of any token's increment differs from 1.
 
     python -m research.verify depth_placement
     python -m research.run --config=experiments/depth_placement.py --config.model.placement=peri
 
-cpu: 2 cores, 42 s of one core for a run of peri_24 (of 100 steps), on a busy machine; claims not measured
+cpu: 2 cores, not measured
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """
@@ -19,6 +20,8 @@ from research.claims import Claim
 
 PRESETS = ("cpu", "smoke", "paper")
 FAMILY = "norms"
+DEEPNET = "DeepNet: Scaling Transformers to 1,000 Layers"
+XIONG = "On Layer Normalization in the Transformer Architecture"
 CURSE = "The Curse of Depth in Large Language Models"
 PERI = "Peri-LN: Revisiting Layer Normalization in the Transformer Architecture"
 MIX = "Mix-LN: Unleashing the Power of Deeper Layers by Combining Pre-LN and Post-LN"
@@ -63,8 +66,8 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
   config.optim = ml_collections.ConfigDict()
   config.optim.name = "adam"
   config.optim.lr = 3e-3 if small else 3e-4
-  config.optim.warmup = {"smoke": 2, "cpu": 10, "paper": 2000}[preset]  # steps
-  config.optim.steps = {"smoke": 10, "cpu": 80, "paper": 20_000}[preset]
+  config.optim.warmup = {"smoke": 2, "cpu": 20, "paper": 2000}[preset]  # steps
+  config.optim.steps = {"smoke": 10, "cpu": 200, "paper": 20_000}[preset]
   config.optim.final = 0.1  # of lr
   config.optim.b2 = 0.95
   config.optim.clip = 0.0  # global norm
@@ -73,7 +76,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
   config.train.log_every = 20  # steps
   config.train.eval_every = 0
   config.train.eval_batches = 16
-  config.train.save_every = 80  # steps
+  config.train.save_every = 200  # steps
   config.train.diagnostics = True
 
   return config
@@ -113,13 +116,17 @@ def _increment_error(program, state):
 def arms():
   deep = {name: {"model.placement": place} for name, place in (
       ("pre_24", "pre"), ("lns_24", "layernorm_scaling"), ("peri_24", "peri"), ("mix_24", "mix"), ("post_24", "post"),
-      ("deepnorm_24", "deepnorm"))}
+      ("post_final_24", "mix:24"))}
+  cold = {f"{name}_cold": deep[name] | {"optim.warmup": 0} for name in ("post_24", "post_final_24")}
+  xavier = {f"{name}_xavier_24": {"model.placement": place, "init.kernel": "xavier"}
+            for name, place in (("pre", "pre"), ("deepnorm", "deepnorm"))}
   shallow = {name: {"model.placement": place, "model.depth": 12} for name, place in (
       ("pre_12", "pre"), ("lns_12", "layernorm_scaling"), ("peri_12", "peri"))}
-  return deep | shallow
+  return deep | cold | xavier | shallow
 
 
 def claims():
+  loss = dict(metric="eval/loss", better="lower", seeds=5)
   curse, peri = dict(paper=CURSE, year=2025, seeds=5), dict(paper=PERI, year=2025, seeds=5)
   return [
       Claim(id="lns_begins_with_less_variance", **curse, kind="ratio", metric="begin/variance", better="lower", arm="lns_24",
@@ -149,4 +156,27 @@ def claims():
             arm="mix_24", against="pre_24", bound="0.8 of the spread",
             statement="After training Mix-LN's gradient norms differ less between layers than Pre-LN's",
             paper_value="gradient norms more uniform over layers (Figure 3, unverified digits)"),
+      Claim(id="deepnorm_has_flat_gradients", paper=DEEPNET, year=2022, seeds=5, kind="ratio", metric="end/gradient_spread",
+            better="lower", arm="deepnorm_xavier_24", against="post_24", bound="0.1 of the spread",
+            statement="After training DeepNorm's gradient norms differ ten times less between layers than Post-LN's",
+            paper_value="bounded updates in place of vanishing gradients (section 3)"),
+      Claim(id="deepnorm_lowers_loss", paper=DEEPNET, year=2022, **loss, arm="deepnorm_xavier_24", against="pre_xavier_24",
+            margin="0.02 nats", statement="DeepNorm has a lower loss than Pre-LN of the same initial deviations, 24 layers",
+            paper_value="better than Pre-LN at every depth that both train (Table 1, unverified digits)"),
+      Claim(id="lns_lowers_loss", paper=CURSE, year=2025, **loss, arm="lns_24", against="pre_24", margin="0.01 nats",
+            statement="LayerNorm Scaling has a lower loss than Pre-LN, 24 layers",
+            paper_value="perplexity 15.71 against 17.02 at 1B parameters"),
+      Claim(id="peri_lowers_loss", paper=PERI, year=2025, **loss, arm="peri_24", against="pre_24", margin="0.01 nats",
+            statement="Peri-LN has a lower loss than Pre-LN, 24 layers",
+            paper_value="lower loss at 400M to 3.2B parameters (Figure 4, unverified digits)"),
+      Claim(id="mix_lowers_loss", paper=MIX, year=2024, **loss, arm="mix_24", against="pre_24", margin="0.01 nats",
+            statement="Mix-LN has a lower loss than Pre-LN, 24 layers",
+            paper_value="perplexity 21.39 against 21.92 at 250M parameters (in the tables of LayerNorm Scaling)"),
+      Claim(id="post_norm_needs_its_final_norm", paper=XIONG, year=2020, **loss, arm="post_final_24", against="post_24",
+            margin="0.1 nats", statement="With a norm before the head Post-LN trains better, 24 layers",
+            paper_value="gradients near the output are large in Post-LN and vanish below (section 3.3)"),
+      Claim(id="deep_post_norm_needs_warmup", paper=XIONG, year=2020, **loss, arm="post_final_24",
+            against="post_final_24_cold", margin="0.05 nats",
+            statement="Warm-up lowers the loss of Post-LN with a final norm, 24 layers",
+            paper_value="Post-LN fails without warm-up (Figure 2)"),
   ]
