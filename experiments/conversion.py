@@ -8,7 +8,7 @@ the difference of the loss; the milliseconds of a forward pass before and after 
     python -m research.verify conversion
     python -m research.convert --from runs/conversion/ID --to pre_crms_norm
 
-cpu: 2 cores, 32 s of one core for a run of unified, on a busy machine; claims not measured
+cpu: 2 cores, 4 core minutes for its claims: 5 HOLDS
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """

@@ -9,7 +9,7 @@ a step of two layers costs a little more than a quarter.
     python -m research.verify growth
     python -m research.grow --help      # the same from the checkpoint of any run
 
-cpu: 2 cores, 55 CPU seconds for stack; all claims not measured
+cpu: 2 cores, 5 core minutes for its claims: 1 HOLDS, 1 INCONCLUSIVE
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """

@@ -8,7 +8,7 @@ The embedding has deviation 1 in all arms, for Dynamic Tanh restores no scale.
     python -m research.verify massive_activations
     python -m research.run --config=experiments/massive_activations.py --config.optim.rescale_every=50
 
-cpu: 2 cores, 32 s of one core for a run of rescaled, on a busy machine; claims not measured
+cpu: 2 cores, 3 core minutes for its claims: 1 FAILS, 3 INCONCLUSIVE
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """

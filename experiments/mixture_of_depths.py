@@ -9,7 +9,7 @@ papers route the tokens of images.
     python -m research.verify mixture_of_depths
     python -m research.sweep --config=mixture_of_depths --metric=eval/accuracy
 
-cpu: 2 cores, not measured
+cpu: 2 cores, 6 core minutes for its claims: 1 HOLDS, 3 INCONCLUSIVE
 smoke: 2 cores, 35 CPU seconds for p_mod
 paper: one H100 or v5e-8, not measured
 """

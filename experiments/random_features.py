@@ -7,7 +7,7 @@ features of random maps and norms. batch_2 arms train everything on two images a
     python -m research.verify random_features
     python -m research.run --config=experiments/random_features.py --config.model.depth=5
 
-cpu: 2 cores, 28 s of one core for a run of only_14, on a busy machine; claims not measured
+cpu: 2 cores, 6 core minutes for its claims: 2 HOLDS, 1 INCONCLUSIVE
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """
