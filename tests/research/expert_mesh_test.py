@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from research import checkpoint, leaves, runs
+from research import checkpoint, find, leaves, runs
 from research import program as programs
 from research.errors import ConfigError
 from tests.research import toy
@@ -59,6 +59,13 @@ def test_a_checkpoint_moves_to_another_number_of_devices_bit_for_bit(tmp_path):
   for path, leaf in leaves.named_leaves(state).items():
     assert leaf.sharding.mesh.shape["expert"] == 4
     np.testing.assert_array_equal(leaves.to_host(leaf), leaves.to_host(saved[path]), err_msg=path)
+
+
+@pytest.mark.parametrize("router", find.names("router"))
+def test_any_router_is_one_field_away(router):
+  program = programs.make(toy.config(model__channel__name="moe.MoE", model__channel__router__name=router))
+  params = program.abstract.params["stack"]["layers_0_to_0"]["block_0"]["channel"]
+  assert ("router" in params) == (router != "hash_routing.HashRouting")  # the only one that learns nothing
 
 
 def test_experts_that_the_mesh_does_not_divide_are_refused():
