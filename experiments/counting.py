@@ -8,7 +8,7 @@ not all seeds of two factors had learned to count by then.
     python -m research.verify counting
     python -m research.sweep --config=counting --metric=eval/accuracy_at_4x
 
-cpu: 2 cores, not measured; the first round took 20 s per run
+cpu: 2 cores, 16 core minutes for its claims: 1 FAILS, 3 INCONCLUSIVE
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """
