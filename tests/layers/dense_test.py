@@ -125,3 +125,39 @@ def test_every_map_of_a_layer_takes_the_transform(layer, maps):
 def test_an_unknown_transform_is_refused():
   with pytest.raises(ValueError, match="kernel_transform='sigma' is unknown; choose from sigma_reparam"):
     Dense(5, kernel_transform="sigma").init(jax.random.key(0), np.ones((1, 4), np.float32))
+
+
+def _least_entropy(S, T: int):
+  """The least entropy of a softmax over T logits of Euclidean norm S (Zhai et al., 2023, theorem 3.1)."""
+  q = np.exp(-S * np.sqrt(T / (T - 1)))
+  return np.log1p((T - 1) * q) + S * np.sqrt(T * (T - 1)) * q / (1 + (T - 1) * q)
+
+
+def test_the_least_entropy_is_attained_by_one_large_logit_and_equal_others():
+  S, T = np.array([0.1, 1.0, 4.0]), 6
+  z = S[:, None] * np.array([T - 1.0, *[-1.0] * (T - 1)])[None] / np.sqrt(T * (T - 1))
+  p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+  np.testing.assert_allclose(_least_entropy(S, T), -np.sum(p * np.log(p), axis=1), rtol=1e-12)
+
+
+def test_two_learned_numbers_bound_the_entropy_of_attention_from_below():
+  """Whatever the kernels: without the transform ten times larger ones break the bound."""
+  T, D, K = 7, 4, 3
+  fields = dict(heads=1, head_dim=K, rope_theta=0.0, direction="bidirectional", max_tokens=T)
+  bound, plain = Attention(**fields, kernel_transform="sigma_reparam"), Attention(**fields)
+  x = _draw(11, 1, T, D)
+  least = _least_entropy(1.3 * 0.9 * np.linalg.norm(x[0], axis=1) * np.linalg.norm(x[0], 2) / K**0.5, T)
+  def entropy(layer, variables):
+    _, shown = jax.jit(lambda v: layer.apply(v, x, mutable=["depth"]))(variables)
+    return np.asarray(shown["depth"]["attention_entropy_BT"][0][0], np.float64)
+  variables = jax.jit(bound.init)(jax.random.key(5), x)
+  gains = dict(query=1.3, key=0.9, value=1.0, out=1.0)
+  large = {k: dict(v, kernel=10 * v["kernel"]) for k, v in variables["params"].items()}
+  params = {k: dict(v, sigma_scale=jnp.float32(gains[k])) for k, v in large.items()}
+  step = jax.jit(lambda state: bound.apply({"params": params, STATE: state}, x, mutable=[STATE])[1][STATE])
+  state = variables[STATE]
+  for _ in range(40):
+    state = step(state)
+  assert np.all(entropy(bound, {"params": params, STATE: state}) >= least - 1e-6)
+  free = {k: {"kernel": v["kernel"]} for k, v in large.items()}
+  assert np.any(entropy(plain, {"params": free}) < least - 0.1)
