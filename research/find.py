@@ -51,6 +51,11 @@ def names(kind: str) -> tuple[str, ...]:
   return tuple(_found(kind))
 
 
+def path_of(kind: str, name: str) -> pathlib.Path:
+  """Returns the file of a name that `names` gave."""
+  return ROOT / _found(kind)[name] / f"{name.partition('.')[0]}.py"
+
+
 def _is_one(kind: str, node: ast.ClassDef) -> bool:
   """Models and mixers share folders with their parts; what tells them is `stack`, or `init_state`."""
   if kind == "model":

@@ -1,15 +1,22 @@
-"""What experiments there are: `research.run --list` and `--describe`.
+"""What experiments and layers there are: `research.run --list` and `--describe`.
 
-All of it is said by the experiment files themselves: the docstring's first line
+All of it is said by the files themselves. An experiment: the docstring's first line
 is the question, lines such as "cpu: 2 cores, 5 minutes" are the costs, and
 `arms()` and `claims()`, where a file has them, say what is compared and believed.
+A layer: the papers of the paragraph "Reference:" of its file.
 """
 
+import ast
 import inspect
 import json
 import re
 
 from research import config as configs
+from research import find
+
+# Kind of layer -> the key that chooses one.
+KINDS = {"mixer": "model.mixer.name", "channel": "model.channel.name", "router": "model.channel.router.name",
+         "norm": "model.norm.name", "policy": "model.policy.name"}
 
 
 def experiments() -> list[dict]:
@@ -32,14 +39,32 @@ def _record(name):
   }
 
 
+def layers(kind: str) -> list[tuple[str, list[str]]]:
+  """Returns (name, papers as "title (year)") of every layer of a kind, read without importing one."""
+  return [(name, _papers(find.path_of(kind, name).read_text("utf-8"))) for name in sorted(find.names(kind))]
+
+
+def _papers(source: str) -> list[str]:
+  text = " ".join((ast.get_docstring(ast.parse(source)) or "").split())
+  _, _, cited = re.sub(r"References?:", "\0", text).rpartition("\0")
+  return [f"{title} ({year})" for title, year in re.findall(r'"([^"]+)", (\d{4})', cited)]
+
+
 def as_json() -> str:
   """Returns all records as JSON text."""
   return json.dumps(experiments(), indent=2)
 
 
 def as_text() -> str:
-  """Returns all records as a page for the terminal."""
-  return "\n\n".join(_page(record) for record in experiments())
+  """Returns all records as a page for the terminal, and after them the layers."""
+  return "\n\n".join([*map(_page, experiments()), *map(_shelf, KINDS)])
+
+
+def _shelf(kind) -> str:
+  lines = [f"{kind} (--config.{KINDS[kind]})"]
+  for name, papers in layers(kind):
+    lines.append(f"  {name}: {'; '.join(papers)}")
+  return "\n".join(lines)
 
 
 def _page(record) -> str:

@@ -2,8 +2,10 @@
 
 import json
 
+import pytest
+
 from research import config as configs
-from research import listing, run
+from research import find, listing, run
 
 
 def test_every_experiment_is_listed_with_its_question_and_a_cost_for_each_preset():
@@ -26,3 +28,16 @@ def test_the_page_names_every_experiment(capsys):
 def test_a_description_holds_the_docstring(capsys):
   assert run.main(["--describe", "--config=recall"]) == 0
   assert "associative recall" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", listing.KINDS)
+def test_every_layer_is_listed_by_its_paper(kind):
+  found = dict(listing.layers(kind))
+  assert set(found) == set(find.names(kind))
+  assert [name for name, papers in found.items() if not papers] == []
+
+
+def test_papers_are_those_of_the_reference_paragraph():
+  page = listing.as_text()
+  assert "gla.GLA: Gated Linear Attention Transformers with Hardware-Efficient Training (2024)" in page
+  assert "norm_attention.NormAttention: The Devil in Linear Transformer (2022)" in page
