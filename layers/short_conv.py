@@ -10,9 +10,49 @@ Gu and Dao, "Mamba", 2023, and Yang et al., "Gated Delta Networks", 2024.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from layers import segments
+
+
+@jax.custom_vjp
+def mix(line_BSF, filter_WF, same_WBT=None):
+  """Returns y_t = sum_w c_w line_{t + W - 1 - w}, [B, S - W + 1, F]; only where `same`, if given.
+
+  Its backward pass is written out, as slices of one padded array: the sum of padded arrays that
+  differentiation makes of slices takes ten times as long on a CPU.
+  """
+  return sum(back_BTF * c_F[None, None] for back_BTF, c_F in zip(_backs(line_BSF, same_WBT, len(filter_WF)), filter_WF))
+
+
+def _backs(line_BSF, same_WBT, W):
+  """Yields the inputs w = 0 .. W-1 tokens back."""
+  T = line_BSF.shape[1] - W + 1
+  for w in range(W):
+    back_BTF = line_BSF[:, W - 1 - w: W - 1 - w + T]
+    yield back_BTF if same_WBT is None else jnp.where(same_WBT[w][..., None], back_BTF, 0)
+
+
+def _mix_forward(line_BSF, filter_WF, same_WBT):
+  return mix(line_BSF, filter_WF, same_WBT), (line_BSF, filter_WF, same_WBT)
+
+
+def _mix_backward(kept, dy_BTF):
+  line_BSF, filter_WF, same_WBT = kept
+  W, S = len(filter_WF), line_BSF.shape[1]
+  zeros_BPF = jnp.zeros((dy_BTF.shape[0], W - 1, dy_BTF.shape[2]), dy_BTF.dtype)
+  dline_BSF = jnp.zeros_like(line_BSF)
+  for w in range(W):
+    masked_BTF = dy_BTF if same_WBT is None else jnp.where(same_WBT[w][..., None], dy_BTF, 0)
+    padded = jnp.concatenate([zeros_BPF, masked_BTF, zeros_BPF], axis=1)
+    dline_BSF += padded[:, w: w + S] * filter_WF[w][None, None]
+  dfilter_WF = jnp.stack([jnp.sum(back_BTF * dy_BTF, axis=(0, 1), dtype=jnp.float32)
+                          for back_BTF in _backs(line_BSF, same_WBT, W)])
+  return dline_BSF, dfilter_WF.astype(filter_WF.dtype), None
+
+
+mix.defvjp(_mix_forward, _mix_backward)
 
 
 def short_conv(x_BTF, filter_WF, past_BPF=None, segment_ids_BT=None):
@@ -39,13 +79,10 @@ def short_conv(x_BTF, filter_WF, past_BPF=None, segment_ids_BT=None):
     first_BP = jnp.repeat(segments.first_segment(segment_ids_BT)[:, None], W - 1, axis=1)
     ids_BS = jnp.concatenate([first_BP, segment_ids_BT], axis=1)
 
-  y_BTF = x_BTF * filter_WF[0][None, None]
-  for w in range(1, W):
-    back_BTF = line_BSF[:, W - 1 - w: W - 1 - w + T]
-    if ids_BS is not None:
-      same_BT = ids_BS[:, W - 1 - w: W - 1 - w + T] == segment_ids_BT
-      back_BTF = jnp.where(same_BT[..., None], back_BTF, 0)
-    y_BTF += back_BTF * filter_WF[w][None, None]
+  same_WBT = None
+  if ids_BS is not None:
+    same_WBT = jnp.stack([ids_BS[:, W - 1 - w: W - 1 - w + T] == segment_ids_BT for w in range(W)])
+  y_BTF = mix(line_BSF, filter_WF, same_WBT)
 
   if ids_BS is None:
     return y_BTF, line_BSF[:, T:]

@@ -18,6 +18,8 @@ Eigenvalues", 2024. Departures: the one input projection is two; filters start w
 square 1 / W and convolution biases at zero; projections start as Flax starts them.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -49,10 +51,12 @@ def selective_scan(u_BTF, d_BTF, A_FN, B_BTN, C_BTN, h_BFN=None, segment_ids_BT=
     (y_BTF, h_BFN after the last token), in float32.
   """
   u_BTF, d_BTF, B_BTN, C_BTN = (z.astype(jnp.float32) for z in (u_BTF, d_BTF, B_BTN, C_BTN))
-  a_BTFN = jnp.exp(-d_BTF[..., None] * A_FN[None, None])
+  # Outer products as einsums: their gradients are matrix products, on a CPU several times faster than sums over an axis.
+  outer = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+  a_BTFN = jnp.exp(-outer("btf,fn->btfn", d_BTF, A_FN))
   if negative_eigenvalues:
     a_BTFN = 2 * a_BTFN - 1
-  write_BTFN = (d_BTF * u_BTF)[..., None] * B_BTN[:, :, None, :]
+  write_BTFN = outer("btf,btn->btfn", d_BTF * u_BTF, B_BTN)
   h_BTFN, h_BFN = diag_scan(a_BTFN, write_BTFN, h0=h_BFN, segment_ids=segment_ids_BT, backend=backend)
   return jnp.einsum("btfn,btn->btf", h_BTFN, C_BTN), h_BFN
 

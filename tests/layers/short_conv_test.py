@@ -84,3 +84,20 @@ def test_dtype_is_that_of_the_input():
   x, c, past = _inputs(4)
   y, last = short_conv(x.astype(jnp.bfloat16), c, past)
   assert y.dtype == last.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 9])
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradients_are_those_of_the_sum(width, packed):
+  """Linear in tokens and past, linear in the filter: a directional derivative is the value along it."""
+  x, c, past = _inputs(3, width)
+  ids = IDS if packed else np.zeros_like(IDS)
+  draw = np.random.default_rng(4)
+  g, dx, dc, dpast = (draw.standard_normal(a.shape, np.float32) for a in (x, x, c, past))
+  g = np.where(ids[..., None] >= 0, g, 0)  # what a padded position gives means nothing
+  loss = lambda x, c, past: jnp.sum(sc.short_conv(x, c, past, ids if packed else None)[0] * g)
+  grads = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(x, c, past)
+  along = [sum(np.vdot(g, _by_hand(*at, ids)[0]) for at in ((dx, c, np.zeros_like(past)), (np.zeros_like(x), c, dpast))),
+           np.vdot(g, _by_hand(x, dc, past, ids)[0])]
+  for got, want in zip((np.vdot(grads[0], dx) + np.vdot(grads[2], dpast), np.vdot(grads[1], dc)), along, strict=True):
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5)
