@@ -16,7 +16,7 @@ from research.routing_profile import CLASSES
 
 CURVES = {
     "max_violation": "max violation (0 = even)",
-    "entropy": "entropy of a token's gates (nats)",
+    "entropy": "entropy of the gates (nats)",
     "dropped": "dropped share of choices",
 }
 LAYERS = 4  # with a heat map of their own
