@@ -1,14 +1,19 @@
 """What layers show of themselves to whoever looks: values sown into the collection "depth".
 
 A forward pass in which "depth" is not mutable (training, evaluation, init) traces
-nothing of this. The stack shows "stream_BTD" before its first layer, every block
-its own after it; attention shows "attention_entropy_BT". research/diagnostics.py
-is who looks.
+nothing of this. research/diagnostics.py is who looks, at
+
+    stream_BTD            by the stack: before its first layer, and after every layer
+    attention_entropy_BT  by attention
+    gates_NE, dropped     by what has a router: layers/routing.py
+    kept_BK               by a layer that only some tokens enter, once for each time it runs: which tokens
 """
 
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 DEPTH = "depth"
 
@@ -17,3 +22,24 @@ def show(module: nn.Module, name: str, make: Callable) -> None:
   """Sows the array that `make` returns under `name`, if somebody looks."""
   if module.is_mutable_collection(DEPTH) and not module.is_initializing():
     module.sow(DEPTH, name, make())
+
+
+def find(layer, name: str) -> list[tuple[str, int, jax.Array]]:
+  """Returns (module, which run of the layer, array) for all that one layer shows under a name.
+
+  Args:
+    layer: what the collection holds of one layer.
+    name: of what is shown.
+  """
+  found = []
+  for path, leaf in jax.tree_util.tree_leaves_with_path(layer):
+    *modules, shown, run = [getattr(entry, "key", getattr(entry, "idx", None)) for entry in path]
+    if shown == name:
+      found.append((modules[-1] if modules else "", run, leaf))
+  return found
+
+
+def seen(layer, values_BT) -> list[jax.Array]:
+  """Returns what each run of one layer got to see of values by token: all, or those of the kept tokens."""
+  kept = [index_BK for _, _, index_BK in find(layer, "kept_BK")]
+  return [jnp.take_along_axis(values_BT, index_BK, axis=1) for index_BK in kept] or [values_BT]

@@ -17,6 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layers import probe
+
 # Dims: N tokens, D model width, E experts, K experts per token.
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -103,7 +105,10 @@ def make(factory, experts: int, tokens: int, train: bool) -> nn.Module:
 
 
 def show(module: nn.Module, router: nn.Module, routing: Routing, **more) -> None:
-  """Sows losses into "losses" with the router's weights, and into "metrics" as they are, with stats and load."""
+  """Sows losses into "losses" with the router's weights, and into "metrics" as they are, with stats and load.
+
+  Gates and what is in `more` are also shown to who looks at the layer: layers/probe.py.
+  """
   if module.is_initializing():
     return
   for name, value in routing.losses.items():
@@ -111,6 +116,9 @@ def show(module: nn.Module, router: nn.Module, routing: Routing, **more) -> None
     module.sow("metrics", f"{name}_loss", value)
   for name, value in {**balance_stats(routing.gates_NE), **routing.stats, **more}.items():
     module.sow("metrics", name, value)
+  probe.show(module, "gates_NE", lambda: routing.gates_NE)
+  for name, value in more.items():
+    probe.show(module, name, lambda value=value: value)
 
 
 class ExpertKernel(nn.Module):

@@ -107,7 +107,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BTD, context, state, in_scale, alpha, segment_ids=None, gain_BT=None):
     weigh = lambda y_BTD: y_BTD if gain_BT is None else (gain_BT[..., None] * y_BTD).astype(y_BTD.dtype)
-    given, real_BT = (x_BTD, context), segments.real(segment_ids)
+    real_BT = segments.real(segment_ids)
     def place(x_BTD, sublayer, name):
       h_BTD = self.norm(name=f"{name}_pre_norm")(x_BTD, real_BT) if self.pre else x_BTD
       # Factors stay float32: rounded to bfloat16 they would be off by up to 0.4 %.
@@ -131,8 +131,6 @@ class Block(nn.Module):
         x_BTD, context = place(x_BTD, lambda h: channel(h, context), "channel")
       else:
         x_BTD, = place(x_BTD, lambda h: (weigh(channel(h)),), "channel")
-    x_BTD, context = ctx.after(x_BTD, context, *given)
-    probe.show(self, "stream_BTD", lambda: x_BTD)
     return x_BTD, context, state
 
 
@@ -146,9 +144,12 @@ class Period(nn.Module):
     x_BTD, context = carry
     finals = []
     for i, block in enumerate(self.blocks):
-      state = None if states is None else states[i]
-      x_BTD, context, final = block(name=f"block_{i}")(
-          x_BTD, context, state, *[scale[i] for scale in scales], segment_ids)
+      state, given = None if states is None else states[i], (x_BTD, context)
+      layer = block(name=f"block_{i}")
+      x_BTD, context, final = layer(x_BTD, context, state, *[scale[i] for scale in scales], segment_ids)
+      # Here and not in the block, which a depth policy may run on some tokens, and more than once.
+      x_BTD, context = ctx.after(x_BTD, context, *given)
+      probe.show(layer, "stream_BTD", lambda: x_BTD)
       # Without a state to carry nobody wants one back, and a scan would keep them all.
       finals.append(None if states is None else final)
     return (x_BTD, context), None if states is None else tuple(finals)

@@ -11,7 +11,8 @@ With x_l the residual stream [token, channel] before layer l = 0..L-1, x_{l+1} a
     skip_loss           loss with x_{l+1} = x_l minus the loss: what layer l is good for
 
 Tokens are the real ones, not padding; the model is in eval mode. A profile is a
-function of its own beside the training step, which does not know of it.
+function of its own beside the training step, which does not know of it. A model that routes tokens to experts, or
+past layers, has a profile of that as well, of the same forward pass: research/routing_profile.py.
 
 References: Sun et al., "The Curse of Depth in Large Language Models", 2025
 (variance, skipped layers); Zhai et al., "Stabilizing Transformer Training by
@@ -24,9 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from layers.probe import DEPTH
+from layers import probe
 from layers.stack import by_depth
-from research import sharding
+from research import routing_profile, sharding
 from research import step as steps
 from research.errors import ConfigError
 
@@ -49,7 +50,7 @@ def check(config, params) -> None:
 
 
 def profile(program):
-  """Returns the jitted `(state, batch) -> {name: [L]}`, [seeds, L] if the program has seeds.
+  """Returns the jitted `(state, batch) -> of_model(...)`, with an axis of seeds in front if the program has seeds.
 
   `batch` is what `program.evaluate` takes; of it the first rows are read.
   """
@@ -63,11 +64,16 @@ def profile(program):
 
 
 def of_model(model, task, params, extra, batch):
-  """Returns the profile of one model on all rows of `batch`."""
+  """Returns the profile of one model on all rows of `batch`: {name: [L]}, and "routing" if it routes."""
   runs = model.stack(parent=None).runs()
-  return {**_streams(model, runs, params, extra, batch),
+  _, shown = model.apply({"params": params, **extra}, batch["inputs"], None, batch.get("segment_ids"),
+                         mutable=[probe.DEPTH])
+  shown = shown[probe.DEPTH]["stack"]
+  routed = routing_profile.of_shown(shown, runs, batch, text=hasattr(task, "decode"))
+  return {**_streams(shown, runs, batch),
           "gradient_norm": _gradient_norms(model, task, runs, params, extra, batch),
-          "skip_loss": _skip_losses(model, task, runs, params, extra, batch)}
+          "skip_loss": _skip_losses(model, task, runs, params, extra, batch),
+          **({"routing": routed} if routed else {})}
 
 
 def _head(batch):
@@ -76,14 +82,12 @@ def _head(batch):
   return jax.tree.map(lambda x: x[:rows], batch)
 
 
-def _streams(model, runs, params, extra, batch):
+def _streams(shown, runs, batch):
   """Returns what the residual stream and the attention rows show in one forward pass."""
   ids_BT = batch.get("segment_ids")
-  real_N = jnp.ones(batch["inputs"].shape[:2], bool) if ids_BT is None else ids_BT >= 0
-  real_N = real_N.reshape(-1)
+  real_BT = jnp.ones(batch["inputs"].shape[:2], bool) if ids_BT is None else ids_BT >= 0
+  real_N = real_BT.reshape(-1)
   mean = lambda values: jnp.mean(values.reshape(-1), where=real_N)
-  _, shown = model.apply({"params": params, **extra}, batch["inputs"], None, ids_BT, mutable=[DEPTH])
-  shown = shown[DEPTH]["stack"]
   flat = lambda node: node["stream_BTD"][0].reshape(-1, node["stream_BTD"][0].shape[-1])
   x_LND = by_depth(shown, runs, flat).astype(jnp.float32)
   before_LND = jnp.concatenate([flat(shown)[None].astype(jnp.float32), x_LND[:-1]])
@@ -96,8 +100,8 @@ def _streams(model, runs, params, extra, batch):
             "massive_activation": largest / jnp.nanmedian(jnp.where(real_N[:, None], size_ND, jnp.nan))}
 
   def entropy(block):
-    found = [mean(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(block)
-             if any(getattr(entry, "key", "") == "attention_entropy_BT" for entry in path)]
+    real = probe.seen(block, real_BT)
+    found = [jnp.mean(leaf, where=real[run]) for _, run, leaf in probe.find(block, "attention_entropy_BT")]
     return jnp.mean(jnp.stack(found)) if found else jnp.full((), jnp.nan)
 
   return {**jax.lax.map(of_layer, (before_LND, x_LND)), "attention_entropy": by_depth(shown, runs, entropy)}
@@ -125,13 +129,19 @@ def _skip_losses(model, task, runs, params, extra, batch):
 
 
 def records(program, measure, state, step: int) -> list[dict]:
-  """Returns one record per model, {"step", name: [L]}; `measure` (see `profile`) reads the first validation batch."""
+  """Returns one record per model; `measure` (see `profile`) reads the first validation batch.
+
+  A record is {"step", name: [L]}, and under "routing" the line of routing.jsonl of a model that routes.
+  """
   first = 0
   if not program.task.on_device:
     rows = sharding.host_rows(program.mesh, program.config.task.batch_size)
     first = program.put(program.task.batch("validation", 0, rows))
-  values = {k: np.atleast_2d(np.asarray(v)) for k, v in measure(state, first).items()}
-  return [{"step": step, **{k: values[k][i] for k in NAMES}} for i in range(max(1, program.seeds))]
+  values = jax.tree.map(np.asarray, measure(state, first))
+  models = [jax.tree.map(lambda x: x[i], values) for i in range(program.seeds)] or [values]
+  return [{"step": step, **{k: of_one[k] for k in NAMES},
+           **({"routing": routing_profile.record(of_one["routing"], step)} if "routing" in of_one else {})}
+          for of_one in models]
 
 
 def summary(record: dict) -> dict[str, float]:

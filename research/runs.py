@@ -1,7 +1,8 @@
 """One call of research.run from resolved config to files: workdir, training, what is left behind.
 
     config.json  env.json  model_table.csv  metrics.jsonl  ckpt/  figures/loss.png
-    samples.txt  summary.md  final.json  (with diagnostics: depth.jsonl  figures/depth.png)
+    samples.txt  summary.md  final.json  (with diagnostics: depth.jsonl  figures/depth.png
+    and for a model that routes: routing.jsonl  figures/routing.png  figures/recursions.png)
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from research import arrays
 from research import config as configs
 from research import count, depth_plot, exit_codes, growth, loggers, manifest, metrics, model_table, monitor, plots
 from research import program as programs
-from research import sample, seeds as many
+from research import routing_plot, sample, seeds as many
 from research.checkpoint import CheckpointError, newest
 from research.errors import ConfigError, shown
 from research.progress import Progress
@@ -211,6 +212,8 @@ def _leave_behind(name, program, state, out, final, baselines, unit, draw):
     if program.config.train.diagnostics and (records := metrics.read(out / "depth.jsonl")):
       depth_plot.by_depth(records, out / "figures" / "depth.png", title=name)
       lines.append(f"figure {out / 'figures' / 'depth.png'}")
+      drawn = routing_plot.figures(metrics.read(out / "routing.jsonl"), out / "figures", title=name)
+      lines += [f"figure {path}" for path in drawn]
   text = _sample(program, state)
   if text:
     _write(out, "samples.txt", text)

@@ -42,7 +42,7 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
     program: as research/program.py makes it.
     seeds: one int, or the array of ints of a program with an axis of seeds.
     directory: of the run.
-    outputs: one directory per model, for its metrics and its depth.jsonl.
+    outputs: one directory per model, for its metrics and its depth.jsonl and routing.jsonl.
     identity: what a checkpoint must agree on (config id, data, version).
     say: prints one line.
     progress: shows where the run is.
@@ -64,12 +64,14 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
     if stop.at(start) and start < total:
       say(f"stopped before step {start + 1}; the same command continues.")
       return Outcome(exit_codes.PREEMPTED, state, [])
-    opened = lambda name: [MetricsFile(out / name, start if found else None) for out in outputs]
-    files, depth_files, profile = opened("metrics.jsonl"), [], None
+    def opened(name):
+      made = [MetricsFile(out / name, start if found else None) for out in outputs]
+      for file in made:
+        stack.callback(file.close)
+      return made
+    files, depth_files, routing_files, profile = opened("metrics.jsonl"), [], [], None
     if settings.diagnostics:
       depth_files, profile = opened("depth.jsonl"), diagnostics.profile(program)
-    for file in files + depth_files:
-      stack.callback(file.close)
     batches = _batches(program, seeds, start, stack)
     compiles = monitor.Compiles()
     streaks = collections.deque()
@@ -97,12 +99,16 @@ def train(program, seeds, directory: pathlib.Path, outputs, identity: dict, say,
         evaluated = _evaluation(program, state, step)
         _write(files, evaluated, dashboard)
         profiled = diagnostics.records(program, profile, state, step) if profile else []
+        routed = [record.pop("routing") for record in profiled if "routing" in record]
+        if routed and not routing_files:  # whether a model routes shows when it is first looked at
+          routing_files = opened("routing.jsonl")
         _write(depth_files, profiled, None)
+        _write(routing_files, routed, None)
         say(_spoken(step, evaluated))
         clock += time.monotonic() - begun  # tokens per second are those of training
       stopping = stop.at(step)
       if stopping or step == total or step % settings.save_every == 0:
-        for file in files + depth_files:
+        for file in files + depth_files + routing_files:
           file.sync()
         checkpoints.save(step, state)
       if stopping and step < total:

@@ -23,6 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layers import probe
 from layers.depth import token_selection
 
 COMBINE = ("authors", "residual")
@@ -74,6 +75,7 @@ class MixtureOfRecursions(nn.Module):
       # Only tokens that the last recursion kept are offered to this one.
       scores_BT = jnp.where(active_BT, logits_BT, -jnp.inf)
       index_BK = token_selection.top(scores_BT, token_selection.count((R - r) / R, T))
+      probe.show(self, "kept_BK", lambda: index_BK)
       run = lambda x, s, ids, gain: block(x, context, s, in_scale, alpha, ids, gain)
       y_BTD, after = token_selection.run_top(run, x_BTD, segment_ids, index_BK, None)
       kept_BT = token_selection.kept(index_BK, T) & active_BT

@@ -16,6 +16,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layers import probe
+
 # Dims: B batch, T tokens, K kept tokens, D model width.
 
 
@@ -84,6 +86,7 @@ def route(module, layer, x_BTD, context, state, ids_BT, *, scores_BT, ratio, pre
     logits_BT = nn.Dense(1, name="predictor")(fixed_BTD)[..., 0]
   if state is None:
     index_BK = top(scores_BT, count(ratio, T), ids_BT)
+    probe.show(module, "kept_BK", lambda: index_BK)
     y_BTD, context = run_top(layer, x_BTD, ids_BT, index_BK, gain_BT)
     chosen_BT = kept(index_BK, T)
     _teach(module, logits_BT, chosen_BT, ids_BT, predictor_weight)
