@@ -70,6 +70,17 @@ def sensitivity(predict, tokens_BTD):
   return jax.grad(lambda tokens: jnp.sum(predict(tokens)))(tokens_BTD)[:, -1, :-1]
 
 
+def reached(layer, tokens_BTD) -> np.ndarray:
+  """Returns |d out_k / d in_j| [T, T] of tokens k and j, mean over prompts.
+
+  Args:
+    layer: tokens [1, T, D] -> tokens; rows must not meet.
+    tokens_BTD: of prompts.
+  """
+  slopes = jax.vmap(jax.jacrev(lambda e_TD: layer(e_TD[None])[0]))(tokens_BTD)
+  return np.mean(np.sqrt(np.sum(np.square(np.asarray(slopes, np.float64)), axis=(2, 4))), axis=0)
+
+
 def reach(layer, tokens_BTD) -> tuple[float, float, float]:
   """Returns how much the x tokens 0, 2, ... before the last read of themselves, of the y behind them, and of others.
 
@@ -85,11 +96,14 @@ def reach(layer, tokens_BTD) -> tuple[float, float, float]:
   T = tokens_BTD.shape[1]
   if T < 5 or T % 2 == 0:
     raise ValueError(f"T={T} tokens must be odd and at least 5: x and y in turn, then a query.")
-  slopes = jax.vmap(jax.jacrev(lambda e_TD: layer(e_TD[None])[0]))(tokens_BTD)
-  size_TT = np.mean(np.sqrt(np.sum(np.square(np.asarray(slopes, np.float64)), axis=(2, 4))), axis=0)
   at = np.arange(0, T - 1, 2)
-  own, following = size_TT[at, at], size_TT[at, at + 1]
-  return float(own.mean()), float(following.mean()), float((size_TT[at].sum(1) - own - following).mean() / (T - 2))
+  return apart(reached(layer, tokens_BTD), at, at + 1)
+
+
+def apart(size_TT, at, partner) -> tuple[float, float, float]:
+  """Returns means over the tokens `at` of what they read of themselves, of their partners, and of each other token."""
+  own, other = size_TT[at, at], size_TT[at, partner]
+  return float(own.mean()), float(other.mean()), float((size_TT[at].sum(1) - own - other).mean() / (len(size_TT) - 2))
 
 
 def best_match(residual_PN, candidates_APN) -> tuple[int, list[float]]:

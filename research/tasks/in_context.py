@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from layers.in_context import prompts
+from layers.in_context import standard_tokens
 from research.tasks import fields
 from research.tasks import keys
 
@@ -25,7 +26,7 @@ from research.tasks import keys
 
 COVARIANCES = ("isotropic", "skewed", "random")
 WEIGHTS = ("normal", "inverse")
-TOKENS = ("concatenated", "interleaved")
+TOKENS = ("concatenated", "interleaved", "standard")
 # Variance and kurtosis of a coordinate of z.
 MOMENTS = {"normal": (1.0, 3.0), "uniform": (1 / 12, 1.8)}
 
@@ -45,7 +46,9 @@ class InContextRegression:
     response: "linear", "relu_network" or "sinusoid".
     hidden: units of relu_network.
     noise: variance of what is added to y.
-    encoding: "concatenated" tokens (x, y), one prediction; "interleaved" x and y, one after every x.
+    encoding: "concatenated" tokens (x, y), one prediction; "interleaved" x and y in turn, one after every x;
+      "standard" x and y in turn, behind their places, one prediction (layers/in_context/standard_tokens.py).
+    places: numbers of a place.
     batch_size: prompts over all hosts.
     seed: of the data.
   """
@@ -63,6 +66,7 @@ class InContextRegression:
   hidden: int = 100
   noise: float = 0.0
   encoding: str = "concatenated"
+  places: int = 10
   batch_size: int = 512
   seed: int = 0
 
@@ -78,7 +82,10 @@ class InContextRegression:
     fields.whole("hidden", self.hidden, 1, 2**20, "it counts the units of relu_network")
     fields.real("noise", self.noise, 0.0, 1e12, "it is a variance")
     fields.one_of("encoding", self.encoding, TOKENS)
-    tokens = (2 * self.pairs + 1) * (self.dims + 1)
+    fields.whole("places", self.places, 2, 2**10, "a place has a sine and a cosine for every frequency")
+    if self.places % 2:
+      raise ValueError(f"places={self.places} must be even: a sine and a cosine for every frequency.")
+    tokens = (2 * self.pairs + 1) * (self.dims + 1 + (self.places if self.encoding == "standard" else 0))
     width = self.dims * self.hidden if self.response == "relu_network" else self.dims
     fields.batch(self.batch_size, self.seed, max(tokens, width))
 
@@ -106,7 +113,10 @@ class InContextRegression:
 
   def encode(self, drawn: prompts.Prompts):
     """Returns the tokens of prompts."""
-    return (prompts.concatenated if self.encoding == "concatenated" else prompts.interleaved)(drawn)
+    if self.encoding == "concatenated":
+      return prompts.concatenated(drawn)
+    tokens_BTF = prompts.interleaved(drawn)
+    return standard_tokens.placed(tokens_BTF, self.places) if self.encoding == "standard" else tokens_BTF
 
   def batch(self, split, step, rows=slice(None)):
     """Rows of batch `step`; `step` may be traced."""
@@ -131,5 +141,6 @@ class InContextRegression:
 
   def measure(self, program, state) -> dict[str, float]:
     """Returns what an experiment's `measure` asks for: a trained model beside algorithms and constructions."""
-    from research import in_context_measures
-    return in_context_measures.measure(self, program, state)
+    from research import in_context_copying, in_context_measures
+    chosen = in_context_copying if self.encoding == "standard" else in_context_measures
+    return chosen.measure(self, program, state)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from layers.in_context import standard_tokens
 from research.tasks.in_context import InContextRegression
 
 batch = jax.jit(lambda task, split, step, rows: task.batch(split, step, slice(*rows)), static_argnums=(0, 1, 3))
@@ -42,6 +43,14 @@ def test_interleaved_tokens_hold_x_and_y_in_turn_and_every_y_is_a_label():
   assert not long[:, ::2, 3].any() and not long[:, 1::2, :3].any()
   labels = np.concatenate([short[:, :-1, 3], both[1]["labels"]], 1)
   np.testing.assert_array_equal(both[0]["labels"], labels)
+
+
+def test_standard_tokens_are_interleaved_ones_behind_their_places_with_one_label():
+  standard, plain, pairs = (batch(Task(encoding=e, places=6), "train", 0, (None,))
+                            for e in ("standard", "interleaved", "concatenated"))
+  np.testing.assert_array_equal(standard["inputs"][..., 6:], plain["inputs"])
+  np.testing.assert_allclose(standard["inputs"][2, :, :6], standard_tokens.table(9, 6), atol=1e-6)
+  np.testing.assert_array_equal(standard["labels"], pairs["labels"])
 
 
 @pytest.mark.parametrize("fields", [
@@ -87,6 +96,8 @@ def test_responses_have_the_moments_of_their_law():
     (dict(response="cubic"), "response='cubic' must be one of linear"),
     (dict(weights="none"), "weights='none' must be one of normal, inverse"),
     (dict(encoding="mixed"), "encoding='mixed' must be one of"),
+    (dict(places=0), "places=0 must be at least 2"),
+    (dict(places=5), "places=5 must be even"),
     (dict(batch_size=2**27), "batch_size=134217728 must be at most"),
 ])
 def test_bad_fields_are_refused_with_numbers_and_rule(fields, match):
