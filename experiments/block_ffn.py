@@ -15,7 +15,7 @@ Set after pilots of seed 0, bounds unchanged: the chunk weight is 0.2, where the
     python -m research.verify block_ffn
     python -m research.sweep --config=block_ffn --metric=eval/chunk_sparsity
 
-cpu: 2 cores, 33 CPU seconds a run on busy cores
+cpu: 2 cores, 3 core minutes for its claims: 3 HOLDS, 1 INCONCLUSIVE
 smoke: 2 cores, 25 CPU seconds for losses
 paper: one H100 or v5e-8, not measured
 """

@@ -10,7 +10,7 @@ and is not looked at.
 
     python -m research.verify temperature_gate
 
-cpu: 2 cores, 9 CPU seconds a run of temperature, 15 of sigmoid
+cpu: 2 cores, 2 core minutes for its claims: 2 INCONCLUSIVE
 smoke: 2 cores, 5 CPU seconds for temperature
 """
 
