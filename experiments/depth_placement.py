@@ -2,9 +2,10 @@ r"""How do the places of the norms decide what the residual stream and the gradi
 
 Twelve or twenty-four layers of softmax attention on real text, byte by byte, every kernel drawn with the same
 deviation; arms with "xavier" draw as DeepNet does, so that placement and initialisation are crossed. "post_final" is
-Post-LN with a norm before the head, and its "cold" arm has no warm-up. "begin/" is measured on the model before training and "end/" after it: variance of the stream
-after the last layer, growth of that variance in training, largest over smallest gradient norm of a layer. For Peri-LN
-"begin/increment_error" is by how much the mean square of any token's increment differs from 1.
+Post-LN with a norm before the head, and its "cold" arm has no warm-up. "begin/" is measured on the model before
+training and "end/" after it: variance of the stream after the last layer, growth of that variance in training,
+largest over smallest gradient norm of a layer. For Peri-LN "begin/increment_error" is by how much the mean square of
+any token's increment differs from 1.
 
     python -m research.verify depth_placement
     python -m research.run --config=experiments/depth_placement.py --config.model.placement=peri

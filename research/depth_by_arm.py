@@ -71,7 +71,7 @@ def figure(runs: dict, losses: dict, path: pathlib.Path, *, layers: int) -> None
         table += [(arm, name, int(x), "mean", float(y)) for x, y in zip(lines[i].x, lines[i].mean)]
     panels.curves(axes, lines, PRINT, marks=True)
     if name == "skip_loss" and lines:  # one layer may be worth a thousand times another, or less than nothing
-      axes.set_yscale("symlog", linthresh=1e-3)
+      axes.set_yscale("symlog", linthresh=1e-2)
       axes.axhline(0, linewidth=0.8, color=PRINT.soft, zorder=0)
     panels.style(axes, PRINT, title=title, x="layer", below="at the last step, from the least to the greatest seed")
   from matplotlib.lines import Line2D

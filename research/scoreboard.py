@@ -1,8 +1,13 @@
 """research/results/README.md: every recorded claim in one table, generated and never edited."""
 
 
-def page(records: list[dict]) -> str:
-  """Returns the page; one line per record, papers in order of their year."""
+def page(records: list[dict], figures: dict[str, list[str]] | None = None) -> str:
+  """Returns the page; one line per record, papers in order of their year.
+
+  Args:
+    records: of all claims.
+    figures: experiment -> names of the figures that show all of it.
+  """
   lines = [
       "# Claims, verified",
       "",
@@ -21,6 +26,9 @@ def page(records: list[dict]) -> str:
         record["paper_value"], str(len(record["seeds"])), f"{record['minutes']:g}", figure)) + " |")
   count = {word: sum(r["verdict"] == word for r in records) for word in ("HOLDS", "FAILS", "INCONCLUSIVE")}
   lines += ["", f"{len(records)} claims: " + ", ".join(f"{n} {word}" for word, n in count.items()) + ".", ""]
+  if figures:
+    links = lambda name: ", ".join(f"[{figure}]({name}/{figure}.png)" for figure in figures[name])
+    lines += ["Whole studies on one page:", "", *(f"- {name}: {links(name)}" for name in sorted(figures)), ""]
   where = sorted({(r["experiment"], r["preset"], r["date"], _machine(r["environment"]), r["environment"]["python"],
                    r["environment"]["jax"], r["environment"]["commit"][:10]) for r in records})
   lines += ["| experiment | preset | date | machine | Python | jax | commit |", "|---|---|---|---|---|---|---|",

@@ -98,8 +98,17 @@ def record(asked, verdicts, preset: str) -> None:
     for drawn in (asked.directory / "figures").glob(kind):
       shutil.copyfile(drawn, folder / drawn.name)
   manifest.write_atomically(file, (json.dumps([records[k] for k in sorted(records)], indent=2) + "\n").encode())
-  manifest.write_atomically(RECORDS / "README.md", scoreboard.page(recorded()).encode())
+  manifest.write_atomically(RECORDS / "README.md", scoreboard.page(recorded(), whole()).encode())
   print(f"recorded in {folder}")
+
+
+def whole() -> dict[str, list[str]]:
+  """Returns experiment -> names of its recorded figures that show more than one claim."""
+  from research import study_figures
+  found = {}
+  for path in sorted(path for kind in study_figures.KINDS for path in RECORDS.glob(f"*/{kind}.png")):
+    found.setdefault(path.parent.name, []).append(path.stem)
+  return found
 
 
 def recorded() -> list[dict]:

@@ -183,3 +183,13 @@ def test_what_lies_outside_the_project_is_not_recorded(finished, tmp_path, monke
   monkeypatch.setattr(verdict_files, "RECORDS", tmp_path)
   code, _, errors = _main(FILE, f"--workdir={finished}", "--record")
   assert code == 2 and "--record is for the files in experiments/" in errors and not list(tmp_path.iterdir())
+
+
+def test_the_page_links_figures_of_whole_studies(tmp_path, monkeypatch):
+  monkeypatch.setattr(verdict_files, "RECORDS", tmp_path)
+  for name in ("study/depth-24.png", "study/frontier-loss.png", "study/claim.png", "other/claim.png"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"")
+  assert verdict_files.whole() == {"study": ["depth-24", "frontier-loss"]}
+  page = scoreboard.page([], verdict_files.whole())
+  assert "- study: [depth-24](study/depth-24.png), [frontier-loss](study/frontier-loss.png)\n" in page
