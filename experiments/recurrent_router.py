@@ -8,7 +8,7 @@ difference of five seeds is reported with its interval, INCONCLUSIVE is an answe
     python -m research.verify recurrent_router
     python -m research.sweep --config=recurrent_router --metric=eval/loss
 
-cpu: 2 cores, 34 CPU seconds a run on busy cores
+cpu: 2 cores, 3 core minutes for its claims: 1 FAILS
 smoke: 2 cores, 30 CPU seconds for recurrent
 paper: one H100 or v5e-8, not measured
 """
