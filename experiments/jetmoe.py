@@ -8,7 +8,7 @@ operations. count/flops is no measure of it, since at this size every expert run
 
     python -m research.verify jetmoe
 
-cpu: 2 cores, 59 CPU seconds for jetmoe; all claims not measured
+cpu: 2 cores, 4 core minutes for its claims: 1 HOLDS, 1 INCONCLUSIVE
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """
