@@ -9,7 +9,7 @@ both kinds are equally bad too.
 
     python -m research.verify sinusoids
 
-cpu: 2 cores, 27 core seconds for one seed of attention and 21 of a step; its claims are not measured
+cpu: 2 cores, 2 core minutes for its claims: 1 HOLDS, 1 INCONCLUSIVE
 smoke: 2 cores, 55 core seconds
 paper: one H100 or v5e-8, not measured
 """

@@ -7,7 +7,7 @@ it was taught to copy. The risk is compared with that of one step of the best ra
 
     python -m research.verify standard_tokens
 
-cpu: 2 cores, 30 core seconds for one seed alone; its claims are not measured
+cpu: 2 cores, 2 core minutes for its claims: 1 HOLDS, 1 FAILS
 smoke: 2 cores, 50 core seconds
 paper: one H100 or v5e-8, not measured
 """
