@@ -15,7 +15,7 @@ the layer is causal where its mixer is.
 How many tokens reach a recursion depends on the data, shapes do not: those that do are put before the others, which
 become trailing padding of the row, and every recursion computes T tokens. So a mixer that counts positions counts the
 tokens that reached the recursion, and only the answer is that of less work. What reaches depth i is "kept_<i>" of
-"metrics".
+"metrics". In decoding every recursion has a state of its own, in which a token that does not reach it leaves no trace.
 
 Reference: Bae et al., "Mixture-of-Recursions: Learning Dynamic Recursive Depths for Adaptive Token-Level
 Computation", 2025. Not here: balance by a bias on the choice, which is a state of the router and no parameter; keys
@@ -28,7 +28,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from layers import probe, routing
+from layers import probe, routing, segments
 from layers.depth import recursion, token_selection
 
 # Dims: B batch, T tokens, D model width, R recursions.
@@ -59,6 +59,38 @@ def to_front(active_BT):
   return index_BT, jnp.arange(active_BT.shape[1])[None] < jnp.sum(active_BT, axis=1)[:, None]
 
 
+def _pick(choose_B, one, other):
+  """Returns the rows of tree `one` where chosen, else of `other`."""
+  of_leaf = lambda a, b: jnp.where(choose_B.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
+  return jax.tree.map(of_leaf, one, other)
+
+
+def _ends(ids_BT):
+  """Returns (id of each row's first document, of its last one), -1 in a row of padding."""
+  last_B1 = jnp.maximum(segments.tokens_to_last(ids_BT) - 1, 0)[:, None]
+  last_B = jnp.take_along_axis(ids_BT, last_B1, axis=1)[:, 0]
+  return jnp.maximum(segments.first_segment(ids_BT), -1), jnp.maximum(last_B, -1)
+
+
+def state_before(state, empty, ids_BT, active_ids_BT):
+  """Returns the state that the active tokens start from: none of it where the document it belongs to has none of them.
+
+  Args:
+    state: of this recursion, after the tokens before the row.
+    empty: the state before any token.
+    ids_BT, active_ids_BT: segment ids of the row, and of its active tokens only.
+  """
+  return _pick(_ends(ids_BT)[0] == _ends(active_ids_BT)[0], state, empty)
+
+
+def state_after(state, new, empty, ids_BT, active_ids_BT):
+  """Returns the state after the row, that of its last document; `new` is what the active tokens left behind."""
+  first_B, last_B = _ends(ids_BT)
+  last_active_B = _ends(active_ids_BT)[1]
+  unmoved = _pick(first_B == last_B, state, empty)
+  return _pick((last_active_B >= 0) & (last_active_B == last_B), new, unmoved)
+
+
 class TokenChoiceRecursion(nn.Module):
   """One layer and its recursions, around the layer that it wraps.
 
@@ -83,6 +115,11 @@ class TokenChoiceRecursion(nn.Module):
   balance_weight: float = 0.01
   ends: int = 1
 
+  @property
+  def states(self) -> int:
+    """How many states of its mixer the layer has in decoding."""
+    return self.recursions
+
   def ratio_at(self, layer: int, depth: int) -> float | None:
     """Returns the share of tokens that the first recursion sees, None where there is one and no router."""
     recursion.check(self.recursions, self.combine)
@@ -92,8 +129,8 @@ class TokenChoiceRecursion(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD, context, state, in_scale, alpha, segment_ids=None):
-    if state is not None:
-      raise ValueError(f"recursions={self.recursions}: this layer has no state for decoding; give it whole rows.")
+    if state is not None and (not isinstance(state, tuple) or len(state) != self.recursions):
+      raise ValueError(f"recursions={self.recursions} needs a tuple of as many states; take them from Stack.init_state.")
     if jax.tree.leaves(context.carry):
       raise ValueError("TokenChoiceRecursion: what travels beside x has no place for tokens that pass a layer by.")
     block, R = self.block(name="block"), self.recursions
@@ -101,14 +138,19 @@ class TokenChoiceRecursion(nn.Module):
     real_BT = ids_BT >= 0
     p_BTR, share_BTR = probabilities(routing.linear(R, "router")(x_BTD), self.gate, self.alpha)
     depth_BT = jnp.argmax(p_BTR, axis=-1)
-    h_BTD, after = x_BTD, context
+    empty = None if state is None else block.mixer(parent=None).init_state(x_BTD.shape[0])
+    h_BTD, after, finals = x_BTD, context, []
     for i in range(R):
       active_BT = (depth_BT >= i) & real_BT
       index_BT, front_BT = to_front(active_BT)
       probe.show(self, "kept_BK", lambda: jnp.where(front_BT, index_BT, -1))
-      def run(h_BTD, state, ids_BT, gain_BT):
-        return block(h_BTD, context, state, in_scale, alpha, jnp.where(front_BT, ids_BT, -1), gain_BT)
-      y_BTD, after = token_selection.run_top(run, h_BTD, ids_BT, index_BT, None)
+      active_ids_BT = jnp.where(front_BT, token_selection.take(ids_BT, index_BT), -1)
+      given = None if state is None else state_before(state[i], empty, ids_BT, active_ids_BT)
+      y_BTD, after, new = block(
+          token_selection.take(h_BTD, index_BT), context, given, in_scale, alpha, active_ids_BT)
+      if state is not None:
+        finals.append(state_after(state[i], new, empty, ids_BT, active_ids_BT))
+      y_BTD = token_selection.take(y_BTD, jnp.argsort(index_BT, axis=1))
       h_BTD = jnp.where(active_BT[..., None], y_BTD, h_BTD)
       self.sow("metrics", f"kept_{i}", jnp.sum(active_BT) / jnp.maximum(jnp.sum(real_BT), 1))
     loss = balance(share_BTR, depth_BT, real_BT)
@@ -116,4 +158,4 @@ class TokenChoiceRecursion(nn.Module):
     self.sow("losses", "balance", self.balance_weight * loss)
     p_BT = jnp.take_along_axis(p_BTR, depth_BT[..., None], axis=-1)[..., 0]
     out_BTD = recursion.combined(x_BTD, h_BTD, p_BT, self.combine)
-    return jnp.where(real_BT[..., None], out_BTD, x_BTD), after, None
+    return jnp.where(real_BT[..., None], out_BTD, x_BTD), after, None if state is None else tuple(finals)

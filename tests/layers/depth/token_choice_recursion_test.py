@@ -9,6 +9,7 @@ import pytest
 
 from layers import context as ctx
 from layers.depth.token_choice_recursion import TokenChoiceRecursion
+from layers.mixers import gla
 from layers.mixers.attention import Attention
 from layers.placement import placement
 from layers.stack import Block, Stack
@@ -19,7 +20,8 @@ X = np.random.default_rng(1).standard_normal((2, T, D), np.float32)
 IDS = np.zeros((2, T), np.int32)
 ATTEND = functools.partial(Attention, heads=1, head_dim=4, max_tokens=T)
 BLOCK = {"mean": functools.partial(Block, toy.Mean, toy.Tanh, toy.Soft),
-         "attention": functools.partial(Block, ATTEND, toy.Tanh, toy.Soft)}
+         "attention": functools.partial(Block, ATTEND, toy.Tanh, toy.Soft),
+         "gla": functools.partial(Block, functools.partial(gla.GLA, **gla.TINY), toy.Tanh, toy.Soft)}
 ONE = np.float32(1)
 # A token's first three features are its logits, apart enough that no rounding changes a choice.
 CHOOSE = 3 * np.eye(D, R, dtype=np.float32)
@@ -100,7 +102,7 @@ def test_the_balance_loss_of_even_choices_is_its_weight():
   np.testing.assert_allclose(run(params, x)[1]["losses"]["balance"][0], 0.01, rtol=1e-6)
 
 
-@pytest.mark.parametrize("mixer", BLOCK)
+@pytest.mark.parametrize("mixer", ["mean", "attention"])
 def test_no_token_sees_its_future(mixer):
   params, run, _ = _layer(mixer)
   want = run(params, X)[0]
@@ -136,6 +138,61 @@ def test_a_recursion_that_nobody_reaches_has_finite_gradients():
   assert np.any(slope["router"]["kernel"] != 0) and np.any(slope["block"]["mixer"]["value"]["kernel"] != 0)
 
 
+@functools.cache
+def _decoder(mixer):
+  """Returns (states before the first token, jitted (x, states, ids) -> (y, states))."""
+  layer = TokenChoiceRecursion(BLOCK[mixer], recursions=R)
+  params = toy.parameters(layer, 1, X, ctx.first({}), None, ONE, ONE) | {"router": {"kernel": CHOOSE}}
+  def run(x, states, ids):
+    y, _, states = layer.apply({"params": params}, x, ctx.first({}), states, ONE, ONE, ids)
+    return y, states
+  return (BLOCK[mixer]().mixer().init_state(2),) * R, jax.jit(run)
+
+
+@pytest.mark.parametrize("mixer", ["attention", "gla"])
+def test_documents_cut_inside_are_the_whole_row(mixer):
+  """A state belongs to the document that goes on. Parts end in padding; some begin or end with documents of which no token reaches the later recursions."""
+  first, run = _decoder(mixer)
+  ids = np.asarray([[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1]], np.int32)
+  want, last = run(X, first, ids)
+  for cut in (0, 1, 2, 5, 6):
+    states, ys = first, []
+    for part in (slice(0, cut), slice(cut, T)):
+      n = part.stop - part.start
+      x, part_ids = np.ones_like(X), np.full_like(ids, -1)
+      x[:, :n], part_ids[:, :n] = X[:, part], ids[:, part]
+      y, states = run(x, states, part_ids)
+      ys.append(y[:, :n])
+    np.testing.assert_allclose(np.concatenate(ys, 1), want, rtol=2e-5, atol=2e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), states, last)
+
+
+def test_a_token_that_stops_leaves_later_states_as_they_were():
+  states, run = _decoder("gla")
+  depth_BT = np.argmax(X[..., :R], axis=-1)
+  want, _ = run(X, states, IDS)
+  for t in range(T):
+    y, new = run(X[:, t:t + 1], states, IDS[:, :1])
+    np.testing.assert_allclose(y[:, 0], want[:, t], rtol=2e-5, atol=2e-5)
+    for i in range(R):
+      for b in range(2):
+        same = [np.array_equal(n[b], o[b]) for n, o in zip(jax.tree.leaves(new[i]), jax.tree.leaves(states[i]))]
+        assert all(same) == (depth_BT[b, t] < i)
+    states = new
+
+
+def test_a_stack_decodes_what_it_reads_in_one_go():
+  stack = _stack(True)
+  params = toy.parameters(stack, 2, X)
+  want, _ = jax.jit(stack.apply)({"params": params}, X)
+  step, states = jax.jit(stack.apply), stack.init_state(2)
+  assert [len(state[0]) for state in states] == [2, 2, 2]  # the ends: sum and count; between: recursions
+  assert isinstance(states[1][0], tuple)
+  for t in range(T):
+    y, states = step({"params": params}, X[:, t:t + 1], states)
+    np.testing.assert_allclose(y[:, 0], want[:, t], rtol=2e-5, atol=2e-5)
+
+
 def _stack(scan):
   return Stack((toy.Mean,) * 4, toy.Tanh, toy.Soft, placement("pre", 4), scan=scan,
                policy=functools.partial(TokenChoiceRecursion, recursions=2))
@@ -153,7 +210,7 @@ def test_scanned_is_unrolled():
 
 def test_what_it_cannot_do_is_refused():
   layer = TokenChoiceRecursion(BLOCK["mean"], recursions=R)
-  with pytest.raises(ValueError, match="recursions=3: this layer has no state for decoding"):
+  with pytest.raises(ValueError, match="recursions=3 needs a tuple of as many states"):
     layer.apply({}, X, ctx.first({}), toy.Mean().init_state(2), ONE, ONE)
   with pytest.raises(ValueError, match="has no place for tokens that pass a layer by"):
     layer.apply({}, X, ctx.first({"layers_BT": IDS}), None, ONE, ONE)
