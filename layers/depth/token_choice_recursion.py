@@ -8,9 +8,9 @@ One router chooses for token t of the stream x, before the first of R recursions
     out_t = x_t + p[t, e_t] (h_t^{e_t + 1} - x_t)      combine = "residual": at p = 1 the recursion itself
     loss = 0.01 R sum_i f_i P_i
 
-with f_i the share of tokens that choose i and P_i the mean of p[t, i] / sum_j p[t, j], over tokens that are no padding;
-its least value over f = P is 0.01, where all depths are chosen alike. A token's choice reads nothing but the token, so
-the layer is causal where its mixer is.
+with f_i the share of tokens that choose i and P_i the mean of p[t, i] / sum_j p[t, j], over tokens that are no padding:
+0.01 where all depths are chosen alike, 0.01 R where one is chosen for sure. A token's choice reads nothing but the
+token, so the layer is causal where its mixer is.
 
 How many tokens reach a recursion depends on the data, shapes do not: those that do are put before the others, which
 become trailing padding of the row, and every recursion computes T tokens. So a mixer that counts positions counts the
@@ -18,8 +18,9 @@ tokens that reached the recursion, and only the answer is that of less work. Wha
 "metrics". In decoding every recursion has a state of its own, in which a token that does not reach it leaves no trace.
 
 Reference: Bae et al., "Mixture-of-Recursions: Learning Dynamic Recursive Depths for Adaptive Token-Level
-Computation", 2025. Not here: balance by a bias on the choice, which is a state of the router and no parameter; keys
-and values of the first recursion shared by all; blocks of several layers.
+Computation", 2025. Not here: balance by a bias on the choice, which is a state of the router and no parameter; blocks
+of several layers; keys and values of the first recursion shared by all, whose later queries read tokens that have
+stopped, at their places in the whole row, while a mixer here makes its keys of the tokens that it is given.
 """
 
 from collections.abc import Callable
@@ -130,14 +131,15 @@ class TokenChoiceRecursion(nn.Module):
   @nn.compact
   def __call__(self, x_BTD, context, state, in_scale, alpha, segment_ids=None):
     if state is not None and (not isinstance(state, tuple) or len(state) != self.recursions):
-      raise ValueError(f"recursions={self.recursions} needs a tuple of as many states; take them from Stack.init_state.")
+      raise ValueError(f"recursions={self.recursions} needs a tuple of as many states, as Stack.init_state has.")
     if jax.tree.leaves(context.carry):
       raise ValueError("TokenChoiceRecursion: what travels beside x has no place for tokens that pass a layer by.")
     block, R = self.block(name="block"), self.recursions
     ids_BT = jnp.zeros(x_BTD.shape[:2], jnp.int32) if segment_ids is None else segment_ids
     real_BT = ids_BT >= 0
-    p_BTR, share_BTR = probabilities(routing.linear(R, "router")(x_BTD), self.gate, self.alpha)
-    depth_BT = jnp.argmax(p_BTR, axis=-1)
+    logits_BTR = routing.linear(R, "router")(x_BTD)
+    p_BTR, share_BTR = probabilities(logits_BTR, self.gate, self.alpha)
+    depth_BT = jnp.argmax(logits_BTR, axis=-1)  # as of p, which may saturate
     empty = None if state is None else block.mixer(parent=None).init_state(x_BTD.shape[0])
     h_BTD, after, finals = x_BTD, context, []
     for i in range(R):

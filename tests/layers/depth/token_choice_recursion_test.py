@@ -151,7 +151,7 @@ def _decoder(mixer):
 
 @pytest.mark.parametrize("mixer", ["attention", "gla"])
 def test_documents_cut_inside_are_the_whole_row(mixer):
-  """A state belongs to the document that goes on. Parts end in padding; some begin or end with documents of which no token reaches the later recursions."""
+  """A state belongs to the document that goes on. Parts end in padding; some begin or end with documents that stop early."""
   first, run = _decoder(mixer)
   ids = np.asarray([[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1]], np.int32)
   want, last = run(X, first, ids)
