@@ -151,7 +151,7 @@ def _decoder(mixer):
 
 @pytest.mark.parametrize("mixer", ["attention", "gla"])
 def test_documents_cut_inside_are_the_whole_row(mixer):
-  """A state belongs to the document that goes on. Parts end in padding; some begin or end with documents that stop early."""
+  """A state belongs to the document that goes on. Parts end in padding, and some documents stop early in a part."""
   first, run = _decoder(mixer)
   ids = np.asarray([[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1]], np.int32)
   want, last = run(X, first, ids)
