@@ -6,7 +6,7 @@ nothing of this. research/diagnostics.py is who looks, at
     stream_BTD            by the stack: before its first layer, and after every layer
     attention_entropy_BT  by attention
     gates_NE, dropped     by what has a router: layers/routing.py
-    kept_BK               by a layer that only some tokens enter, once for each time it runs: which tokens
+    kept_BK               by a layer that only some tokens enter, once for each time it runs: which tokens, -1 for none
 """
 
 from collections.abc import Callable
@@ -39,7 +39,8 @@ def find(layer, name: str) -> list[tuple[str, int, jax.Array]]:
   return found
 
 
-def seen(layer, values_BT) -> list[jax.Array]:
-  """Returns what each run of one layer got to see of values by token: all, or those of the kept tokens."""
+def seen(layer, values_BT, none=False) -> list[jax.Array]:
+  """Returns what each run of one layer got to see of values by token: all, or those of the kept tokens, `none` else."""
   kept = [index_BK for _, _, index_BK in find(layer, "kept_BK")]
-  return [jnp.take_along_axis(values_BT, index_BK, axis=1) for index_BK in kept] or [values_BT]
+  take = lambda index_BK: jnp.where(index_BK >= 0, jnp.take_along_axis(values_BT, index_BK, axis=1), none)
+  return [take(index_BK) for index_BK in kept] or [values_BT]

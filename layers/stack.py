@@ -199,10 +199,13 @@ class Stack(nn.Module):
     return find_runs(kinds) if self.scan else [Run(i, 1, 1) for i in range(len(kinds))]
 
   def init_state(self, batch: int):
-    """Returns the zero states of all mixers, one entry per run."""
+    """Returns the zero states of all mixers, one entry per run; a policy may want several of a layer, as a tuple."""
+    def of_layer(layer):
+      state = self.mixers[layer](parent=None).init_state(batch)
+      wanted = 0 if self._ratio(layer) is None else getattr(self.policy(parent=None), "states", 0)
+      return (state,) * wanted if wanted else state
     def of_run(run):
-      layers = self.mixers[run.first:run.first + run.period]
-      states = tuple(mixer(parent=None).init_state(batch) for mixer in layers)
+      states = tuple(of_layer(layer) for layer in range(run.first, run.first + run.period))
       if run.repeats == 1:
         return states
       return jax.tree.map(lambda s: jnp.repeat(s[None], run.repeats, axis=0), states)

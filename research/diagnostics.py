@@ -101,8 +101,12 @@ def _streams(shown, runs, batch):
 
   def entropy(block):
     real = probe.seen(block, real_BT)
-    found = [jnp.mean(leaf, where=real[run]) for _, run, leaf in probe.find(block, "attention_entropy_BT")]
-    return jnp.mean(jnp.stack(found)) if found else jnp.full((), jnp.nan)
+    shown = [(leaf, real[run]) for _, run, leaf in probe.find(block, "attention_entropy_BT")]
+    if not shown:
+      return jnp.full((), jnp.nan)
+    # A run that no token reached has no mean.
+    found, reached = zip(*[(jnp.mean(leaf, where=seen), jnp.any(seen)) for leaf, seen in shown])
+    return jnp.mean(jnp.stack(found), where=jnp.stack(reached))
 
   return {**jax.lax.map(of_layer, (before_LND, x_LND)), "attention_entropy": by_depth(shown, runs, entropy)}
 

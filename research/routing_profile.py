@@ -73,8 +73,8 @@ def of_layer(layer, real_BT, class_BT=None) -> dict[str, dict]:
     class_BT: class of every token, -1 for padding; None where tokens are not bytes.
   """
   found = {}
-  real_N, class_N = (None if a is None else jnp.concatenate([seen.reshape(-1) for seen in probe.seen(layer, a)])
-                     for a in (real_BT, class_BT))
+  real_N, class_N = (None if a is None else jnp.concatenate([seen.reshape(-1) for seen in probe.seen(layer, a, none)])
+                     for a, none in ((real_BT, False), (class_BT, -1)))
   shown = probe.find(layer, "gates_NE")
   for module in sorted({module for module, _, _ in shown}):
     gates_NE = jnp.concatenate([gates for owner, _, gates in shown if owner == module])

@@ -10,8 +10,9 @@ active, the int(c_r T) with the largest score stay, c_r = (R - r + 1) / R of the
 
 Which tokens are kept is known only at the end of a row: not causal, and the loss is there so that a sign can decide
 in decoding. How often x_t . w_r > 0 says what was chosen, mean over r >= 2, is shown as "choice_accuracy"; the first
-recursion keeps all. Decoding itself, which needs a state for each recursion, choice by tokens and shared keys and values are
-not here; kept tokens are numbered anew (layers/depth/token_selection.py).
+recursion keeps all. Decoding itself, which needs a state for each recursion, and shared keys and values are not here;
+kept tokens are numbered anew (layers/depth/token_selection.py). Where each token chooses for itself:
+layers/depth/token_choice_recursion.py.
 
 Reference: Bae et al., "Mixture-of-Recursions: Learning Dynamic Recursive Depths for Adaptive Token-Level
 Computation", 2025. Its block is several layers; here it is one.
@@ -24,9 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from layers import probe
-from layers.depth import token_selection
-
-COMBINE = ("authors", "residual")
+from layers.depth import recursion, token_selection
 
 
 class MixtureOfRecursions(nn.Module):
@@ -55,11 +54,8 @@ class MixtureOfRecursions(nn.Module):
 
   def ratio_at(self, layer: int, depth: int) -> float | None:
     """Returns the share of tokens that the first recursion sees, None where there is one and no router."""
-    if self.recursions < 1:
-      raise ValueError(f"recursions={self.recursions} must be at least 1.")
-    if self.combine not in COMBINE:
-      raise ValueError(f"combine={self.combine!r} is unknown; choose from {', '.join(COMBINE)}.")
-    return 1.0 if self.ends <= layer < depth - self.ends else None
+    recursion.check(self.recursions, self.combine)
+    return 1.0 if recursion.repeated(layer, depth, self.ends) else None
 
   @nn.compact
   def __call__(self, x_BTD, context, state, in_scale, alpha, segment_ids=None):
@@ -79,9 +75,8 @@ class MixtureOfRecursions(nn.Module):
       run = lambda x, s, ids, gain: block(x, context, s, in_scale, alpha, ids, gain)
       y_BTD, after = token_selection.run_top(run, x_BTD, segment_ids, index_BK, None)
       kept_BT = token_selection.kept(index_BK, T) & active_BT
-      p_BT1 = (self.alpha * jax.nn.sigmoid(logits_BT))[..., None].astype(x_BTD.dtype)
-      added_BTD = y_BTD if self.combine == "authors" else y_BTD - x_BTD
-      x_BTD = jnp.where(kept_BT[..., None], x_BTD + p_BT1 * added_BTD, x_BTD)
+      p_BT = self.alpha * jax.nn.sigmoid(logits_BT)
+      x_BTD = jnp.where(kept_BT[..., None], recursion.combined(x_BTD, y_BTD, p_BT, self.combine), x_BTD)
       miss_BT = jnp.where(active_BT, jax.nn.softplus(logits_BT) - kept_BT * logits_BT, 0.0)
       offered = jnp.maximum(jnp.sum(active_BT), 1)
       loss += jnp.sum(miss_BT) / offered

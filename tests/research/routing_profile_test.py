@@ -14,6 +14,7 @@ from layers.depth import sharing
 from layers.depth.mixture_of_depths import MixtureOfDepths
 from layers.depth.mixture_of_recursions import MixtureOfRecursions
 from layers.depth.p_mod import PMoD
+from layers.depth.token_choice_recursion import TokenChoiceRecursion
 from layers.lm import LM
 from layers.mixers.attention import Attention
 from layers.mixers.mixture_of_heads import MixtureOfHeads
@@ -190,6 +191,23 @@ def test_each_recursion_counts_and_its_choices_are_of_the_bytes_it_kept():
       count_CE[row] += np.asarray(gates_NE)[n] != 0
   np.testing.assert_allclose(line["load"][1], count_CE.sum(0) / count_CE.sum(), rtol=1e-6)
   np.testing.assert_allclose(line["classes"][1], count_CE / count_CE.sum(1, keepdims=True), rtol=1e-6)
+
+
+def test_tokens_that_choose_count_as_often_as_they_chose_and_the_others_route_nothing():
+  model = _model((parts.Mean,) * 3, policy=functools.partial(TokenChoiceRecursion, recursions=3))
+  params = _parameters(model)
+  found, shown = _looked_at(model)(params, BATCH)
+  line, stack = routing_profile.record(found, 7), shown[probe.DEPTH]["stack"]
+  x_BTD = stack["layers_0_to_0"]["block_0"]["stream_BTD"][0]
+  depth_BT = np.argmax(x_BTD @ params["stack"]["layers_1_to_1"]["block_0"]["router"]["kernel"], axis=-1)
+  np.testing.assert_array_equal(line["applied"], 3 + depth_BT[0])
+  count_E = np.zeros(E)
+  gates = stack["layers_1_to_1"]["block_0"]["block"]["channel"]["gates_NE"]
+  for i, gates_NE in enumerate(gates):
+    for row, n in zip(np.asarray(gates_NE).reshape(B, T, E), np.sum(depth_BT >= i, axis=1)):
+      count_E += np.sum(row[:n] != 0, axis=0)
+  np.testing.assert_allclose(line["load"][1], count_E / count_E.sum(), rtol=1e-6)
+  assert 0 < np.sum(depth_BT > 0) < depth_BT.size
 
 
 class _Labels:
