@@ -10,7 +10,7 @@ gradient steps and of k Newton iterations, and the k whose residuals are most al
 
 The verify also draws figures/in-context-layers-<arm>.png, likeness by layer and k, and in-context-risk-<arm>.png.
 
-cpu: 2 cores, not measured; one run about 4 minutes of a core, by 200 of its steps
+cpu: 2 cores, 13 core minutes for its claims: 2 HOLDS
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """
