@@ -12,7 +12,7 @@ little: the answer 0 is, because ridge shrinks.
 The verify also draws figures/in-context-risk-<arm>.png, the risk by position between those of algorithms. Beside the
 claims a run leaves the weights that its answers imply and what linear read-outs find of X^T y and w in its layers.
 
-cpu: 2 cores, not measured; one run about 4 minutes of a core, by 200 of its steps; "three" is the run of higher_order
+cpu: 2 cores, 17 core minutes for its claims: 2 HOLDS
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """
