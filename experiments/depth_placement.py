@@ -10,7 +10,7 @@ any token's increment differs from 1. Losses at 12 layers were claimed after tho
     python -m research.verify depth_placement
     python -m research.run --config=experiments/depth_placement.py --config.model.placement=peri
 
-cpu: 2 cores, 23 core minutes for its claims: 9 HOLDS, 5 INCONCLUSIVE
+cpu: 2 cores, 27 core minutes for its claims: 13 HOLDS, 5 INCONCLUSIVE
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """
