@@ -25,7 +25,8 @@ def parser():
   add("--workdir", default="", help="directory of the run; default runs/<experiment>/<config id>")
   add("--seeds", default="", metavar="A:B", help="train seeds A to B-1, each with draws and data of its own")
   add("--vectorize", default="auto", choices=("auto", "always", "never"),
-      help="seeds in one vmapped step, one after the other, or the faster of both")
+      help="seeds in one vmapped step, one after the other, or (auto) what a clock finds faster, kept in seeds.json; "
+           "the two differ in the last bits")
   add("--list", action="store_true", help="list the experiments and stop")
   add("--json", action="store_true", help="with --list: as JSON")
   add("--describe", action="store_true", help="print what the experiment asks and costs, and stop")

@@ -29,7 +29,12 @@ def _seconds_per_step(program, seeds) -> float:
 
 
 def faster(config, seeds: tuple[int, ...], say):
-  """Returns the vmapped program of all seeds if its step is faster than all steps in turn, else None."""
+  """Returns the vmapped program of all seeds if its step is faster than all steps in turn, else None.
+
+  One seed is never vmapped: a clock that cannot tell the two apart would choose the bits of the run.
+  """
+  if len(seeds) == 1:
+    return None
   single = _seconds_per_step(programs.make(config), seeds[0])
   vmapped = programs.make(config, seeds=len(seeds))
   together = _seconds_per_step(vmapped, jnp.asarray(seeds))

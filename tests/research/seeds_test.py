@@ -11,6 +11,7 @@ from research import config as configs
 from research import exit_codes
 from research import program as programs
 from research import runs
+from research import seeds as many
 from research import state
 from research.train import Outcome
 from tests.research import toy
@@ -33,6 +34,12 @@ def test_a_vmapped_group_is_its_members_one_by_one():
     alone = _after(single, seed)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[n], b, rtol=2e-4, atol=2e-6), together, alone)
   assert np.all(np.ptp(together[0]["head"]["kernel"], axis=0) > 0)  # three models, not one
+
+
+def test_the_clock_never_chooses_how_one_seed_is_trained(monkeypatch):
+  monkeypatch.setattr(many, "_seconds_per_step", lambda program, seeds: 1.0 if program.seeds else 2.0)
+  assert many.faster(toy.config(), (3, 4), print).seeds == 2
+  assert many.faster(toy.config(), (3,), print) is None
 
 
 def test_seeds_see_different_data_and_arms_of_one_seed_the_same():
