@@ -12,7 +12,7 @@ token is constant. Over 128 to 2048 tokens a factor of 1.5 is a slope of 0.15 an
     python -m research.verify lightning
     python -m research.verify lightning_time_is_linear softmax_time_is_not
 
-cpu: 2 cores, not measured
+cpu: 2 cores, 9 core minutes for its claims: 3 HOLDS, 1 INCONCLUSIVE
 smoke: 2 cores, not measured
 paper: one H100 or v5e-8, not measured
 """
