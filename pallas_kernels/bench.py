@@ -15,6 +15,8 @@ import functools
 import json
 import math
 import os
+import pathlib
+import platform
 import time
 
 import jax
@@ -32,6 +34,7 @@ from pallas_kernels.peers import start
 # (peak bytes per second, peak FLOP per second in the matmul dtype) by a part of the device's name.
 PEAKS = {"H100": (3.35e12, 800e12), "H200": (4.8e12, 800e12), "TPU v5 lite": (819e9, 197e12),
          "TPU v5p": (2765e9, 459e12), "TPU v6": (1640e9, 918e12)}
+RIVALS_CPU_T = 4096  # beyond, one call of softmax attention takes seconds on a CPU
 DEVICE_BACKENDS = ("pallas_tpu", "pallas_gpu")
 CHECK_BOUND = {"float32": (5e-6, 2e-5), "bfloat16": (1e-2, 2e-2)}
 
@@ -193,10 +196,12 @@ def _timings(options):
         _print(row)
   crossover = []
   for shape in shapes.CROSSOVER_CPU if _cpu() else shapes.CROSSOVER:
-    crossover.append(compare(shape, "scalar", False, backward=True, reference=_cpu(), repeats=options.repeats))
+    rivals = not _cpu() or shape.T <= RIVALS_CPU_T
+    crossover.append(compare(shape, "scalar", False, backward=True, reference=_cpu() and rivals, softmax=rivals,
+                             repeats=options.repeats))
     _print(crossover[-1])
-  exponent = growth(crossover[1:], crossover[-1]["best"])
-  print(f"time grows as T^{exponent:.2f}")
+  exponent = growth([row for row in crossover if row["T"] >= 1024], crossover[-1]["best"])
+  print(f"time grows as T^{exponent:.2f} from T=1024 on")
   scans = [compare_scan(*size, repeats=options.repeats) for size in ((8, 512, 256), (1, 4096, 256))]
   for row in scans:
     _print(row)
@@ -284,7 +289,14 @@ def _floor_seconds(shape, decay, delta, backward):
 
 
 def _device():
-  return jax.devices()[0].device_kind
+  """Name of the device; of a CPU, which jax does not name, the model and the cores at hand."""
+  kind = jax.devices()[0].device_kind
+  if kind != "cpu":
+    return kind
+  info = pathlib.Path("/proc/cpuinfo")
+  lines = info.read_text().splitlines() if info.is_file() else []
+  model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+  return f"{os.cpu_count()} cores of {model}"
 
 
 def _cpu():

@@ -36,4 +36,4 @@ LANGUAGE_MODELS = (Shape(16, 256, 4, 32, "float32"), Shape(8, 512, 4, 64, "float
 
 # Time against T at constant width, for the crossover with softmax attention.
 CROSSOVER = tuple(Shape(1, T, 16, 128, "bfloat16") for T in (1024, 2048, 4096, 8192, 16384, 32768))
-CROSSOVER_CPU = tuple(Shape(1, T, 4, 64, "float32") for T in (256, 512, 1024, 2048, 4096))
+CROSSOVER_CPU = tuple(Shape(1, T, 4, 64, "float32") for T in (256, 512, 1024, 2048, 4096, 8192, 16384))
