@@ -1,8 +1,9 @@
 """What a router answers, and what every router needs to answer it.
 
-A router is a module `routing = router(x_ND, carry=None)`: for each of N tokens it
+A router is a module `routing = router(x_ND, carry=None, real_N=None)`: for each of N tokens it
 weighs E experts, and the mixture is y_n = sum_e gates[n, e] expert_e(x_n).
-Which tokens are computed where is the business of layers/moe/dispatch.py.
+Which tokens are computed where is the business of layers/moe/dispatch.py. `real_N` says which tokens are no
+padding; what a router tells of a batch (losses, stats, its state) is of these, what it says of padding is nobody's.
 
 A loss that a router returns as "balance" is not weighted; the router's field
 `balance_weight` is its weight. A router whose class says `needs_carry = True` has
@@ -63,9 +64,22 @@ def scatter(values_NK, indices_NK, experts: int):
   return jnp.sum(values_NK[..., None] * hot_NKE, axis=-2)
 
 
-def entropy(p_NE):
+def only(values_NE, real_N):
+  """Returns the values with zeros for padding."""
+  return values_NE if real_N is None else jnp.where(real_N[:, None], values_NE, 0)
+
+
+def mean(values, real_N=None):
+  """Returns the mean over the first axis, of real tokens only; 0 if there are none."""
+  if real_N is None:
+    return jnp.mean(values, axis=0)
+  real = real_N.reshape(real_N.shape + (1,) * (values.ndim - 1))
+  return jnp.sum(jnp.where(real, values, 0), axis=0) / jnp.maximum(jnp.sum(real_N), 1)
+
+
+def entropy(p_NE, real_N=None):
   """Returns the entropy in nats of a token's distribution over experts, mean over tokens."""
-  return jnp.mean(jnp.sum(jax.scipy.special.entr(p_NE), axis=-1))
+  return mean(jnp.sum(jax.scipy.special.entr(p_NE), axis=-1), real_N)
 
 
 def load(gates_NE):

@@ -127,10 +127,11 @@ class Block(nn.Module):
       x_BTD, state = place(x_BTD, lambda h: mixer(h, state, segment_ids), "mixer")
     if self.channel is not None:
       channel = self.channel(name="channel")
+      run = functools.partial(channel, real_BT=real_BT) if getattr(channel, "takes_real", False) else channel
       if getattr(channel, "uses_context", False):
-        x_BTD, context = place(x_BTD, lambda h: channel(h, context), "channel")
+        x_BTD, context = place(x_BTD, lambda h: run(h, context), "channel")
       else:
-        x_BTD, = place(x_BTD, lambda h: (weigh(channel(h)),), "channel")
+        x_BTD, = place(x_BTD, lambda h: (weigh(run(h)),), "channel")
     return x_BTD, context, state
 
 

@@ -3,6 +3,10 @@
 A cache holds arrays [B, M, ...] by name, `live_BM` (which slots hold a token of the running segment)
 and `seen_B` (tokens of that segment so far). Dead slots are zero, so that equal histories leave equal
 states.
+
+Several runs of one mixer over the same row may read the same sources. To a mixer whose class says
+`shares_sources = True` the first run gives `Open(cache)` as state, and gets `Sources` back. A later run gives
+those, with mask and places of its own readers; the mixer makes queries only and returns them as they came.
 """
 
 from typing import NamedTuple
@@ -15,17 +19,29 @@ from layers import segments
 # Dims: B batch, T new tokens, M cached tokens, S sources.
 
 
+class Open(NamedTuple):
+  """In place of a cache: what the row reads is asked for, and not only the cache after it.
+
+  Attributes:
+    cache: the cache before the row; None where nothing lies before it.
+  """
+
+  cache: dict[str, jax.Array] | None
+
+
 class Sources(NamedTuple):
-  """What the new tokens read.
+  """What the tokens of a row read.
 
   Attributes:
     arrays: name -> [B, S, ...].
     mask_BTS: True where token t may read source s.
-    cache: the cache for the tokens that follow.
+    position_BT: place of each of those tokens in its segment.
+    cache: the cache for the tokens that follow the row.
   """
 
   arrays: dict[str, jax.Array]
   mask_BTS: jax.Array
+  position_BT: jax.Array
   cache: dict[str, jax.Array]
 
 
@@ -65,7 +81,8 @@ def extend(cache, new, ids_BT, position_BT, now_B, *, first: bool, causal=True, 
     causal, window: as `visible` takes them.
   """
   M, B = cache["live_BM"].shape[1], ids_BT.shape[0]
-  old_BM = jnp.where(cache["live_BM"], segments.first_segment(ids_BT)[:, None], -1)
+  # In a row of padding alone no segment goes on, and what is live stays so.
+  old_BM = jnp.where(cache["live_BM"], jnp.maximum(segments.first_segment(ids_BT), 0)[:, None], -1)
   line = {name: jnp.concatenate([cache[name], array], axis=1) for name, array in new.items()}
   ids_BS = jnp.concatenate([old_BM, ids_BT], axis=1)
   before_BM = cache["seen_B"][:, None] + jnp.arange(-M, 0)[None]
@@ -82,4 +99,5 @@ def extend(cache, new, ids_BT, position_BT, now_B, *, first: bool, causal=True, 
 
   if first:
     line, ids_BS, position_BS = new, ids_BT, position_BT
-  return Sources(line, visible(position_BT, position_BS, ids_BT, ids_BS, causal=causal, window=window), cache)
+  mask_BTS = visible(position_BT, position_BS, ids_BT, ids_BS, causal=causal, window=window)
+  return Sources(line, mask_BTS, position_BT, cache)

@@ -47,6 +47,9 @@ def _grow(given, overrides, run, out) -> int:
   from research import program as programs
   if given.operator == "learn":
     raise ConfigError("--operator='learn' trains a mix of layers on a run's batches; set config.init.grow='learn'.")
+  if given.operator in growth.SAME_SIZE:
+    raise ConfigError(f"--operator={given.operator!r} makes other layers of the same size, which this command cannot write; "
+                      f"train a run with config.init.grow={given.operator!r} and grow_steps.")
   if not (run / "config.json").is_file():
     raise ConfigError(f"--from={shown(str(run))} has no config.json; name the folder of a run.")
   if (out / "config.json").is_file():

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from layers.activations import activation
 from layers.moe import dispatch
 from layers.moe.gshard import GShard
-from layers.routing import ExpertKernel, make, show
+from layers.routing import ExpertKernel, make, only, show
 
 # Dims: B batch, T tokens, N = B T, D model width, E experts, F hidden width.
 
@@ -65,6 +65,8 @@ class MoE(nn.Module):
   train: bool = False
   dtype: jnp.dtype = jnp.float32
 
+  takes_real = True
+
   @property
   def uses_context(self) -> bool:
     """Whether the router carries something from layer to layer."""
@@ -81,8 +83,8 @@ class MoE(nn.Module):
     return {"router": self.router(parent=None).init_carry(batch * tokens)}
 
   @nn.compact
-  def __call__(self, x_BTD, context=None):
-    """Returns y_BTD, or (y_BTD, context) if the router needs a carry."""
+  def __call__(self, x_BTD, context=None, real_BT=None):
+    """Returns y_BTD, or (y_BTD, context) if the router needs a carry; experts add nothing to tokens that are not real."""
     B, T, D = x_BTD.shape
     if self.experts < 1:
       raise ValueError(f"experts={self.experts} must be at least 1.")
@@ -93,7 +95,9 @@ class MoE(nn.Module):
                          "use it inside layers/stack.py, which threads one, or take another router.")
       carry = context.carry["router"]
     x_ND = rearrange(x_BTD, "b t d -> (b t) d")
-    routing = router(x_ND, carry)
+    real_N = None if real_BT is None else real_BT.reshape(-1)
+    routing = router(x_ND, carry, real_N)
+    routing = routing._replace(gates_NE=only(routing.gates_NE, real_N))
     y_ND, dropped = self._mix(x_ND.astype(self.dtype), routing, self._weights(D))
     show(self, router, routing, dropped=dropped)
     y_BTD = rearrange(y_ND, "(b t) d -> b t d", b=B).astype(self.dtype)

@@ -10,9 +10,12 @@ active, the int(c_r T) with the largest score stay, c_r = (R - r + 1) / R of the
 
 Which tokens are kept is known only at the end of a row: not causal, and the loss is there so that a sign can decide
 in decoding. How often x_t . w_r > 0 says what was chosen, mean over r >= 2, is shown as "choice_accuracy"; the first
-recursion keeps all. Decoding itself, which needs a state for each recursion, and shared keys and values are not here;
-kept tokens are numbered anew (layers/depth/token_selection.py). Where each token chooses for itself:
-layers/depth/token_choice_recursion.py.
+recursion keeps all. Decoding itself, which needs a state for each recursion, is not here. Where each token chooses for
+itself: layers/depth/token_choice_recursion.py.
+
+With keys = "own" a recursion makes keys and values of the tokens that it keeps, numbered anew
+(layers/depth/token_selection.py). With keys = "shared" it makes queries of them, at their places in the whole row,
+and reads what the first recursion made of all tokens: more sources, and less to compute and to store.
 
 Reference: Bae et al., "Mixture-of-Recursions: Learning Dynamic Recursive Depths for Adaptive Token-Level
 Computation", 2025. Its block is several layers; here it is one.
@@ -24,8 +27,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from layers import probe
+from layers import probe, token_cache
 from layers.depth import recursion, token_selection
+
+# Dims: B batch, T tokens, K kept tokens, D model width.
+
+
+def read_by(sources: token_cache.Sources, index_BK) -> token_cache.Sources:
+  """Returns the sources of a row as its kept tokens read them."""
+  take = lambda a: token_selection.take(a, index_BK)
+  return sources._replace(mask_BTS=take(sources.mask_BTS), position_BT=take(sources.position_BT))
 
 
 class MixtureOfRecursions(nn.Module):
@@ -37,6 +48,7 @@ class MixtureOfRecursions(nn.Module):
     recursions: R.
     alpha: the largest weight of an update.
     combine: "authors" or "residual".
+    keys: "own" or "shared"; what a recursion reads.
     router_weight: of the cross entropy.
     ends: layers at each end that are applied once, to all tokens.
   """
@@ -47,6 +59,7 @@ class MixtureOfRecursions(nn.Module):
   recursions: int = 3
   alpha: float = 0.1
   combine: str = "authors"
+  keys: str = "own"
   router_weight: float = 0.001
   ends: int = 1
 
@@ -54,7 +67,7 @@ class MixtureOfRecursions(nn.Module):
 
   def ratio_at(self, layer: int, depth: int) -> float | None:
     """Returns the share of tokens that the first recursion sees, None where there is one and no router."""
-    recursion.check(self.recursions, self.combine)
+    recursion.check(self.recursions, self.combine, self.keys)
     return 1.0 if recursion.repeated(layer, depth, self.ends) else None
 
   @nn.compact
@@ -64,8 +77,9 @@ class MixtureOfRecursions(nn.Module):
     if jax.tree.leaves(context.carry):
       raise ValueError("MixtureOfRecursions: tokens that pass a layer by have no place in what travels beside x.")
     block, T, R = self.block(name="block"), x_BTD.shape[1], self.recursions
+    recursion.check_mixer(self.keys, block.mixer(parent=None))
     active_BT = jnp.ones(x_BTD.shape[:2], bool) if segment_ids is None else segment_ids >= 0
-    after, loss, right = context, 0.0, []
+    after, sources, loss, right = context, None, 0.0, []
     for r in range(R):
       logits_BT = nn.Dense(1, use_bias=False, dtype=jnp.float32, name=f"router_{r}")(x_BTD.astype(jnp.float32))[..., 0]
       # Only tokens that the last recursion kept are offered to this one.
@@ -73,7 +87,11 @@ class MixtureOfRecursions(nn.Module):
       index_BK = token_selection.top(scores_BT, token_selection.count((R - r) / R, T))
       probe.show(self, "kept_BK", lambda: index_BK)
       run = lambda x, s, ids, gain: block(x, context, s, in_scale, alpha, ids, gain)
-      y_BTD, after = token_selection.run_top(run, x_BTD, segment_ids, index_BK, None)
+      given = None
+      if self.keys == "shared":
+        given = token_cache.Open(None) if r == 0 else read_by(sources, index_BK)
+      y_BTD, after, left = token_selection.run_top(run, x_BTD, segment_ids, index_BK, None, given)
+      sources = left if r == 0 else sources  # of all tokens in their order: the first recursion keeps all
       kept_BT = token_selection.kept(index_BK, T) & active_BT
       p_BT = self.alpha * jax.nn.sigmoid(logits_BT)
       x_BTD = jnp.where(kept_BT[..., None], recursion.combined(x_BTD, y_BTD, p_BT, self.combine), x_BTD)

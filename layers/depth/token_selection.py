@@ -51,12 +51,16 @@ def take(x_BT, index_BK):
   return jnp.take_along_axis(x_BT, index, axis=1)
 
 
-def run_top(layer, x_BTD, ids_BT, index_BK, gain_BT):
-  """Returns x with the layer's output at the kept tokens; `layer` is (x, state, ids, gain) -> (y, context, state)."""
+def run_top(layer, x_BTD, ids_BT, index_BK, gain_BT, state=None):
+  """Runs `layer`, (x, state, ids, gain) -> (y, context, state), on the kept tokens.
+
+  Returns:
+    (x with y at the kept tokens, context, state).
+  """
   pick = lambda a: None if a is None else take(a, index_BK)
-  y_BKD, context, _ = layer(take(x_BTD, index_BK), None, pick(ids_BT), pick(gain_BT))
+  y_BKD, context, state = layer(take(x_BTD, index_BK), state, pick(ids_BT), pick(gain_BT))
   rows_B1 = jnp.arange(x_BTD.shape[0])[:, None]
-  return x_BTD.at[rows_B1, index_BK].set(y_BKD), context
+  return x_BTD.at[rows_B1, index_BK].set(y_BKD), context, state
 
 
 def route(module, layer, x_BTD, context, state, ids_BT, *, scores_BT, ratio, predictor_weight,
@@ -87,7 +91,7 @@ def route(module, layer, x_BTD, context, state, ids_BT, *, scores_BT, ratio, pre
   if state is None:
     index_BK = top(scores_BT, count(ratio, T), ids_BT)
     probe.show(module, "kept_BK", lambda: index_BK)
-    y_BTD, context = run_top(layer, x_BTD, ids_BT, index_BK, gain_BT)
+    y_BTD, context, _ = run_top(layer, x_BTD, ids_BT, index_BK, gain_BT)
     chosen_BT = kept(index_BK, T)
     _teach(module, logits_BT, chosen_BT, ids_BT, predictor_weight)
   else:

@@ -4,7 +4,8 @@
 
 G groups of heads share keys and values. Its state is a cache of the last
 `max_tokens` keys and values, so decoding reads back that far and no further;
-everything else about it is exact.
+everything else about it is exact. Who runs the layer several times may let the
+later runs read the sources of the first: layers/token_cache.py.
 
 References: Vaswani et al., "Attention Is All You Need", 2017; Ainslie et al.,
 "GQA", 2023; Beltagy et al., "Longformer", 2020 (window); Henry et al.,
@@ -67,6 +68,7 @@ class Attention(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   reads, writes = ("query", "key", "value"), ("out",)  # layers/stream_map.py
+  shares_sources = True
 
   def init_state(self, batch: int):
     """Returns an empty cache."""
@@ -85,31 +87,37 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x_BTD, state=None, segment_ids=None):
     self._check()
-    B, T, D = x_BTD.shape
-    G, causal = self.groups or self.heads, self.direction == "causal"
-    if state is not None and not causal:
+    D, G, causal = x_BTD.shape[-1], self.groups or self.heads, self.direction == "causal"
+    opened, given = isinstance(state, token_cache.Open), isinstance(state, token_cache.Sources)
+    cache = None if given else state.cache if opened else state
+    if cache is not None and not causal:
       raise ValueError("direction='bidirectional' reads the whole row; it takes no state.")
     dense = functools.partial(Dense, use_bias=self.bias, dtype=self.dtype, kernel_transform=self.kernel_transform)
     project = lambda heads, name: dense((heads, self.head_dim), name=name)(x_BTD)
-    q_BTHK, k_BTGK, v_BTGK = project(self.heads, "query"), project(G, "key"), project(G, "value")
-    if self.qk_norm:
-      q_BTHK, k_BTGK = rms_norm(q_BTHK), rms_norm(k_BTGK)
-
-    seen_B = jnp.zeros(B, jnp.int32) if state is None else state["seen_B"]
-    ids_BT = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
-    position_BT, now_B = segments.positions(ids_BT, seen_B)
+    normed = rms_norm if self.qk_norm else lambda a_BTHK: a_BTHK
+    q_BTHK = normed(project(self.heads, "query"))
+    if given:
+      sources = state
+    else:
+      sources = self._sources(normed(project(G, "key")), project(G, "value"), cache, segment_ids)
     if self.rope_theta:
-      q_BTHK = rope.rotate(q_BTHK, position_BT, self.rope_theta)
-      k_BTGK = rope.rotate(k_BTGK, position_BT, self.rope_theta)
-
-    cache = self.init_state(B) if state is None else state
-    sources = token_cache.extend(cache, dict(k_BMGK=k_BTGK, v_BMGK=v_BTGK), ids_BT, position_BT, now_B,
-                                 first=state is None, causal=causal, window=self.window)
+      q_BTHK = rope.rotate(q_BTHK, sources.position_BT, self.rope_theta)
     k_BSGK, v_BSGK, mask_B1TS = sources.arrays["k_BMGK"], sources.arrays["v_BMGK"], sources.mask_BTS[:, None]
     probe.show(self, "attention_entropy_BT", lambda: entropy(q_BTHK, k_BSGK, mask_B1TS))
     # A plain row needs no mask but the causal one, which attention kernels have built in.
-    plain = state is None and segment_ids is None and not self.window
+    plain = cache is None and not given and segment_ids is None and not self.window
     y_BTHK = jax.nn.dot_product_attention(
         q_BTHK, k_BSGK, v_BSGK, mask=None if plain else mask_B1TS, is_causal=causal and plain)
     y_BTD = dense(D, inputs=2, name="out")(y_BTHK)
-    return y_BTD, sources.cache
+    return y_BTD, sources if opened or given else sources.cache
+
+  def _sources(self, k_BTGK, v_BTGK, cache, segment_ids):
+    """Returns what a row reads: its own keys and values after those of the cache, which may be None."""
+    B, T = k_BTGK.shape[:2]
+    ids_BT = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
+    first, cache = cache is None, self.init_state(B) if cache is None else cache
+    position_BT, now_B = segments.positions(ids_BT, cache["seen_B"])
+    if self.rope_theta:
+      k_BTGK = rope.rotate(k_BTGK, position_BT, self.rope_theta)
+    return token_cache.extend(cache, dict(k_BMGK=k_BTGK, v_BMGK=v_BTGK), ids_BT, position_BT, now_B,
+                              first=first, causal=self.direction == "causal", window=self.window)

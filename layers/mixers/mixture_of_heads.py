@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from layers import rope, segments, token_cache
 from layers.moe.gshard import GShard
-from layers.routing import ExpertKernel, make, show
+from layers.routing import ExpertKernel, make, only, show
 
 # Dims: B batch, T tokens, N = B T, D model width, E experts, K experts per token, G heads of keys, C head width.
 
@@ -80,7 +80,8 @@ class MixtureOfHeads(nn.Module):
     if getattr(router, "needs_carry", False):
       raise ValueError(f"router={type(router).__name__} carries from layer to layer, which only a channel mixer does; "
                        "take another router for attention heads.")
-    routing = router(x_ND)
+    real_N = None if segment_ids is None else segment_ids.reshape(-1) >= 0
+    routing = router(x_ND, None, real_N)
     if routing.indices_NK is None:
       raise ValueError(f"router={type(router).__name__} chooses a varying number of experts; attention heads need a "
                        "fixed one, such as gshard.GShard's.")
@@ -103,5 +104,5 @@ class MixtureOfHeads(nn.Module):
     a_NKF = rearrange(a_BTHC, "b t (g k) c -> (b t) k (g c)", g=G)
     y_ND = mixed_outputs(a_NKF, kernel("experts_out", G * C, D), routing.gates_NE, routing.indices_NK)
     y_ND += self.param("bias", nn.initializers.zeros, (D,)).astype(self.dtype)[None]
-    show(self, router, routing)
+    show(self, router, routing._replace(gates_NE=only(routing.gates_NE, real_N)))
     return rearrange(y_ND, "(b t) d -> b t d", b=B), sources.cache

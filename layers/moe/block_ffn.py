@@ -47,7 +47,7 @@ class BlockFFN(nn.Module):
   per_row = True
 
   @nn.compact
-  def __call__(self, x_ND, carry=None):
+  def __call__(self, x_ND, carry=None, real_N=None):
     if self.chunk < 1:
       raise ValueError(f"chunk={self.chunk} must be at least 1 token.")
     T = self.tokens or x_ND.shape[0]
@@ -55,9 +55,11 @@ class BlockFFN(nn.Module):
     scale_E = self.param("scale", nn.initializers.ones, (self.experts,))
     o_NE = rms_norm(jax.nn.relu(logits_NE), eps=EPS)
     p_NE = o_NE / (jnp.sum(o_NE, axis=-1, keepdims=True) + 1e-5)
-    found = dict(chunk=losses.chunk_touch(p_NE, T, min(self.chunk, T)), locality=losses.locality(logits_NE, T))
+    found = dict(chunk=losses.chunk_touch(p_NE, T, min(self.chunk, T), real_N),
+                 locality=losses.locality(logits_NE, T, real_N=real_N))
     live_NE = (o_NE > 0).astype(jnp.float32)
     # With certain use in place of a probability the same expression counts the experts that are touched.
-    stats = dict(sparsity=1 - jnp.mean(live_NE), chunk_sparsity=1 - losses.chunk_touch(live_NE, T, min(8, T)),
-                 router_entropy=routing.entropy(p_NE))
+    stats = dict(sparsity=1 - jnp.mean(routing.mean(live_NE, real_N)),
+                 chunk_sparsity=1 - losses.chunk_touch(live_NE, T, min(8, T), real_N),
+                 router_entropy=routing.entropy(p_NE, real_N))
     return routing.Routing(o_NE * scale_E[None], None, found, jax.lax.stop_gradient(stats), carry)

@@ -40,7 +40,7 @@ class Constrained(nn.Module):
   train: bool = False
 
   @nn.compact
-  def __call__(self, x_ND, carry=None):
+  def __call__(self, x_ND, carry=None, real_N=None):
     if self.margin <= 0:
       raise ValueError(f"margin={self.margin} must be above 0, or experts that are exactly even would pause.")
     if self.hidden < 1:
@@ -53,8 +53,8 @@ class Constrained(nn.Module):
     # A softmax without the paused logits is the softmax with them, renormalised.
     gates_NE = jax.nn.softmax(jnp.where(pause_E[None], -jnp.inf, logits_NE))
     if self.train and not self.is_initializing() and self.is_mutable_collection("moe_state"):
-      given_E = jax.lax.stop_gradient(jnp.mean(gates_NE, axis=0))
+      given_E = jax.lax.stop_gradient(routing.mean(gates_NE, real_N))
       excess.value = excess.value + given_E - jnp.mean(given_E)
       step.value = step.value + 1.0
-    stats = dict(router_entropy=routing.entropy(gates_NE), paused=jnp.mean(pause_E, dtype=jnp.float32))
+    stats = dict(router_entropy=routing.entropy(gates_NE, real_N), paused=jnp.mean(pause_E, dtype=jnp.float32))
     return routing.Routing(gates_NE, None, {}, stats, carry)

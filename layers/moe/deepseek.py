@@ -83,7 +83,7 @@ class DeepSeek(nn.Module):
                        f"of groups={self.groups}; keep more groups.")
 
   @nn.compact
-  def __call__(self, x_ND, carry=None):
+  def __call__(self, x_ND, carry=None, real_N=None):
     self._check()
     logits_NE = routing.linear(self.experts, "logits", nn.initializers.normal(0.006))(x_ND.astype(jnp.float32))
     log_NE = jax.nn.log_sigmoid(logits_NE)
@@ -95,8 +95,8 @@ class DeepSeek(nn.Module):
     hot_NE = routing.scatter(jnp.ones_like(gates_NK), indices_NK, self.experts)
     gates_NE = routing.scatter(gates_NK, indices_NK, self.experts)
     if self.train and not self.is_initializing() and self.is_mutable_collection("moe_state"):
-      bias.value = moved(bias.value, hot_NE, self.bias_rate)
+      bias.value = moved(bias.value, routing.only(hot_NE, real_N), self.bias_rate)
     p_NE = jax.nn.softmax(log_NE)
-    found = dict(balance=losses.row_balance(p_NE, hot_NE, self.tokens or x_ND.shape[0]))
-    stats = dict(router_entropy=routing.entropy(p_NE), bias_max=jnp.max(jnp.abs(bias.value)))
+    found = dict(balance=losses.row_balance(p_NE, hot_NE, self.tokens or x_ND.shape[0], real_N))
+    stats = dict(router_entropy=routing.entropy(p_NE, real_N), bias_max=jnp.max(jnp.abs(bias.value)))
     return routing.Routing(gates_NE, indices_NK, found, stats, carry)

@@ -47,7 +47,7 @@ class DenseToSparse(nn.Module):
   train: bool = False
 
   @nn.compact
-  def __call__(self, x_ND, carry=None):
+  def __call__(self, x_ND, carry=None, real_N=None):
     if self.tau <= 0 or self.last <= 0:
       raise ValueError(f"tau={self.tau} and last={self.last} must be above 0; a softmax divides by them.")
     z_NE = activation(self.activation)(routing.linear(self.experts, "logits")(x_ND.astype(jnp.float32)))
@@ -60,5 +60,5 @@ class DenseToSparse(nn.Module):
     else:
       tau = jnp.exp(self.param("log_tau", nn.initializers.constant(math.log(self.tau)), ()))
     gates_NE = jax.nn.softmax(z_NE / tau)
-    stats = dict(router_entropy=routing.entropy(gates_NE), temperature=tau)
+    stats = dict(router_entropy=routing.entropy(gates_NE, real_N), temperature=tau)
     return routing.Routing(gates_NE, None, {}, stats, carry)

@@ -33,13 +33,13 @@ class ExpertChoice(nn.Module):
   mixes_tokens = True
 
   @nn.compact
-  def __call__(self, x_ND, carry=None):
+  def __call__(self, x_ND, carry=None, real_N=None):
     N, E = x_ND.shape[0], self.experts
     C = int(self.choices * N / E)
     if not 1 <= C <= N:
       raise ValueError(f"choices={self.choices} lets each of {E} experts take {C} of {N} tokens; it must take from 1 "
                        "to all of them: change choices, or route more tokens at once.")
     p_NE = jax.nn.softmax(routing.linear(E, "logits")(x_ND.astype(jnp.float32)))
-    chosen_EC = jax.lax.top_k(p_NE.T, C)[1]
+    chosen_EC = jax.lax.top_k(routing.only(p_NE, real_N).T, C)[1]
     taken_NE = jnp.sum(jax.nn.one_hot(chosen_EC, N), axis=1).T
-    return routing.Routing(p_NE * taken_NE, None, {}, dict(router_entropy=routing.entropy(p_NE)), carry)
+    return routing.Routing(p_NE * taken_NE, None, {}, dict(router_entropy=routing.entropy(p_NE, real_N)), carry)

@@ -54,17 +54,17 @@ class GShard(nn.Module):
   train: bool = False
 
   @nn.compact
-  def __call__(self, x_ND, carry=None):
+  def __call__(self, x_ND, carry=None, real_N=None):
     routing.check_top_k(self.top_k, self.experts)
     if not 1 <= self.slots <= self.top_k:
       raise ValueError(f"slots={self.slots} must be from 1 to top_k={self.top_k}.")
     logits_NE = routing.linear(self.experts, "logits")(x_ND.astype(jnp.float32))
     p_NE = jax.nn.softmax(logits_NE)
     gates_NE, indices_NK = top_k(p_NE, self.top_k)
-    found = dict(balance=losses.balance(p_NE, assigned(indices_NK, self.slots, self.experts)),
-                 z=losses.z(logits_NE))
+    found = dict(balance=losses.balance(p_NE, assigned(indices_NK, self.slots, self.experts), real_N),
+                 z=losses.z(logits_NE, real_N))
     if self.random_second and self.train:
       lucky_NE = jax.random.uniform(self.make_rng("dropout"), gates_NE.shape) < 2 * gates_NE
       first_NE = jax.nn.one_hot(indices_NK[:, 0], self.experts, dtype=bool)
       gates_NE = jnp.where(lucky_NE | first_NE, gates_NE, 0.0)
-    return routing.Routing(gates_NE, indices_NK, found, dict(router_entropy=routing.entropy(p_NE)), carry)
+    return routing.Routing(gates_NE, indices_NK, found, dict(router_entropy=routing.entropy(p_NE, real_N)), carry)

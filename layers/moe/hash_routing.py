@@ -44,7 +44,7 @@ class HashRouting(nn.Module):
   seed: int = 0
 
   @nn.compact
-  def __call__(self, x_ND, carry=None):
+  def __call__(self, x_ND, carry=None, real_N=None):
     routing.check_top_k(self.top_k, self.experts)
     first_N = (code(x_ND, self.seed) % jnp.uint32(self.experts)).astype(jnp.int32)
     indices_NK = (first_N[:, None] + jnp.arange(self.top_k)[None]) % self.experts

@@ -45,7 +45,7 @@ class NoisyTopK(nn.Module):
   train: bool = False
 
   @nn.compact
-  def __call__(self, x_ND, carry=None):
+  def __call__(self, x_ND, carry=None, real_N=None):
     routing.check_top_k(self.top_k, self.experts)
     x_ND = x_ND.astype(jnp.float32)
     zeros = nn.initializers.zeros
@@ -60,8 +60,9 @@ class NoisyTopK(nn.Module):
       load_NE = losses.chance(clean_NE, noisy_NE, std_NE, self.top_k)
     else:
       load_NE = (gates_NE > 0).astype(jnp.float32)
-    found = dict(importance=losses.importance(gates_NE), load=losses.cv_squared(jnp.sum(load_NE, axis=0)))
-    stats = dict(router_entropy=routing.entropy(jax.nn.softmax(clean_NE)))
+    found = dict(importance=losses.importance(routing.only(gates_NE, real_N)),
+                 load=losses.cv_squared(jnp.sum(routing.only(load_NE, real_N), axis=0)))
+    stats = dict(router_entropy=routing.entropy(jax.nn.softmax(clean_NE), real_N))
     return routing.Routing(gates_NE, indices_NK, found, stats, carry)
 
 
@@ -85,7 +86,7 @@ class VMoE(nn.Module):
   train: bool = False
 
   @nn.compact
-  def __call__(self, x_ND, carry=None):
+  def __call__(self, x_ND, carry=None, real_N=None):
     routing.check_top_k(self.top_k, self.experts)
     if self.noise_std <= 0:
       raise ValueError(f"noise_std={self.noise_std} must be above 0: the load loss divides by it.")
@@ -97,7 +98,9 @@ class VMoE(nn.Module):
     p_NK, indices_NK = jax.lax.top_k(noisy_p_NE, self.top_k)
     threshold_N1 = jax.lax.top_k(noisy_NE, self.top_k)[0][:, -1:]
     load_NE = jax.scipy.stats.norm.cdf((clean_NE - threshold_N1) / std)
-    found = dict(importance=losses.importance(p_NE), load=losses.cv_squared(jnp.mean(load_NE, axis=0)),
-                 balance=losses.balance(noisy_p_NE, jax.nn.one_hot(indices_NK[:, 0], self.experts)))
+    found = dict(importance=losses.importance(routing.only(p_NE, real_N)),
+                 load=losses.cv_squared(routing.mean(load_NE, real_N)),
+                 balance=losses.balance(noisy_p_NE, jax.nn.one_hot(indices_NK[:, 0], self.experts), real_N))
     gates_NE = routing.scatter(p_NK, indices_NK, self.experts)
-    return routing.Routing(gates_NE, indices_NK, found, dict(router_entropy=routing.entropy(p_NE)), carry)
+    stats = dict(router_entropy=routing.entropy(p_NE, real_N))
+    return routing.Routing(gates_NE, indices_NK, found, stats, carry)

@@ -62,7 +62,7 @@ class Recurrent(nn.Module):
     return jnp.zeros((rows, self.state_dim), jnp.float32)
 
   @nn.compact
-  def __call__(self, x_ND, carry=None):
+  def __call__(self, x_ND, carry=None, real_N=None):
     routing.check_top_k(self.top_k, self.experts)
     if self.state_dim < 1:
       raise ValueError(f"state_dim={self.state_dim} must be at least 1; the router sees the token through it alone.")
@@ -76,5 +76,5 @@ class Recurrent(nn.Module):
     h_NP = gru(in_NQ, past_NQ, bias_P[None], carry)
     p_NE = jax.nn.softmax(routing.linear(self.experts, "logits", small)(h_NP))
     gates_NE, indices_NK = gshard.top_k(p_NE, self.top_k)
-    found = dict(balance=losses.balance(p_NE, gshard.assigned(indices_NK, self.top_k, self.experts)))
-    return routing.Routing(gates_NE, indices_NK, found, dict(router_entropy=routing.entropy(p_NE)), h_NP)
+    found = dict(balance=losses.balance(p_NE, gshard.assigned(indices_NK, self.top_k, self.experts), real_N))
+    return routing.Routing(gates_NE, indices_NK, found, dict(router_entropy=routing.entropy(p_NE, real_N)), h_NP)

@@ -20,6 +20,6 @@ class Soft(nn.Module):
   experts: int = 8
 
   @nn.compact
-  def __call__(self, x_ND, carry=None):
+  def __call__(self, x_ND, carry=None, real_N=None):
     gates_NE = jax.nn.softmax(routing.linear(self.experts, "logits")(x_ND.astype(jnp.float32)))
-    return routing.Routing(gates_NE, None, {}, dict(router_entropy=routing.entropy(gates_NE)), carry)
+    return routing.Routing(gates_NE, None, {}, dict(router_entropy=routing.entropy(gates_NE, real_N)), carry)

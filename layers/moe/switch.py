@@ -36,7 +36,7 @@ class Switch(nn.Module):
   train: bool = False
 
   @nn.compact
-  def __call__(self, x_ND, carry=None):
+  def __call__(self, x_ND, carry=None, real_N=None):
     routing.check_top_k(1, self.experts)
     x_ND = x_ND.astype(jnp.float32)
     if self.train and self.jitter:
@@ -46,5 +46,6 @@ class Switch(nn.Module):
     p_NE = jax.nn.softmax(logits_NE)
     p_N1, indices_N1 = jax.lax.top_k(p_NE, 1)
     hot_NE = jax.nn.one_hot(indices_N1[:, 0], self.experts)
-    found = dict(balance=losses.balance(p_NE, hot_NE), z=losses.z(logits_NE))
-    return routing.Routing(p_N1 * hot_NE, indices_N1, found, dict(router_entropy=routing.entropy(p_NE)), carry)
+    found = dict(balance=losses.balance(p_NE, hot_NE, real_N), z=losses.z(logits_NE, real_N))
+    stats = dict(router_entropy=routing.entropy(p_NE, real_N))
+    return routing.Routing(p_N1 * hot_NE, indices_N1, found, stats, carry)

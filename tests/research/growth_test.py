@@ -83,7 +83,9 @@ def test_the_command_writes_a_run_that_goes_on_from_the_grown_model(tmp_path, co
 
 
 @pytest.mark.parametrize("argv, says", [
-    (["--from=/none"], "has no config.json"), (["--from=/none", "--operator=learn"], "--operator='learn'")])
+    (["--from=/none"], "has no config.json"), (["--from=/none", "--operator=learn"], "--operator='learn'"),
+    (["--from=/none", "--operator=factor"], "train a run with config.init.grow='factor' and grow_steps"),
+    (["--from=/none", "--operator=relax"], "train a run with config.init.grow='relax' and grow_steps")])
 def test_what_the_command_cannot_do_is_one_line_and_exit_2(argv, says, command):
   code, _, error = command(*argv)
   assert code == 2 and says in error and error.count("\n") == 1

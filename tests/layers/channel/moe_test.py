@@ -94,6 +94,19 @@ def test_the_state_moves_in_training_only():
   assert np.all(np.asarray(same["moe_state"]["router"]["bias_E"]) == 0)
 
 
+@pytest.mark.parametrize("dispatch", ["dense", "capacity"])
+def test_padding_of_a_stack_changes_no_loss_and_no_load(dispatch):
+  channel = functools.partial(MoE, router=GShard, experts=E, hidden=3, dispatch=dispatch)
+  stack = Stack((toy.Ones,), channel, toy.Soft, placement("pre", 1))
+  x, ids = _tokens(12), np.asarray([[0] * 4 + [-1] * 2, [-1] + [1] * 5])
+  params = toy.parameters(stack, 13, x)
+  run = jax.jit(lambda x: stack.apply({"params": params}, x, None, ids, mutable=["losses", "metrics"]))
+  (y, _), sown = run(x)
+  (other, _), sown_other = run(np.where(ids[..., None] < 0, 5 * _tokens(14), x))
+  jax.tree.map(np.testing.assert_array_equal, sown_other, sown)
+  np.testing.assert_array_equal(other[ids >= 0], y[ids >= 0])
+
+
 def _stack(scan, router=functools.partial(Recurrent, state_dim=5)):
   return Stack((toy.Mean,) * L, functools.partial(MoE, router=router, experts=E, hidden=3), toy.Soft,
                placement("pre", L), scan=scan)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from layers import token_cache
 from layers.mixers.attention import Attention
 from tests.layers import toy
 
@@ -111,6 +112,12 @@ def test_a_full_cache_reads_what_a_window_reads():
   np.testing.assert_allclose(y, windowed(x)[0], rtol=1e-5, atol=1e-5)
 
 
+def test_a_row_of_padding_leaves_the_cache_alone():
+  _, _, run = _layer(max_tokens=4)
+  _, cache = run(_tokens(12))
+  jax.tree.map(np.testing.assert_array_equal, run(_tokens(13), cache, np.full((B, T), -1))[1], cache)
+
+
 def test_decoding_costs_the_same_at_every_position():
   layer, params, _ = _layer(max_tokens=3)
   traces = []
@@ -152,6 +159,27 @@ def test_normalised_queries_and_keys_do_not_see_the_scale_of_the_input():
   _, _, run = _layer(qk_norm=True, rope_theta=0.0)
   x = 10 * _tokens(9)
   np.testing.assert_allclose(run(100 * x)[0], 100 * run(x)[0], rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("fields", [dict(groups=2, window=3, qk_norm=True), BOTH_WAYS])
+def test_sources_that_are_read_again_are_read_as_the_row_read_them(fields):
+  _, _, run = _layer(**fields)
+  x, index = _tokens(10), np.array([[1, 4], [0, 3]])
+  of = lambda a: np.take_along_axis(np.asarray(a), index.reshape(*index.shape, *[1] * (np.ndim(a) - 2)), axis=1)
+  y, sources = run(x, token_cache.Open(None), IDS)
+  np.testing.assert_array_equal(y, run(x, None, IDS)[0])
+  again, same = run(of(x), sources._replace(mask_BTS=of(sources.mask_BTS), position_BT=of(sources.position_BT)))
+  np.testing.assert_allclose(again, of(y), rtol=1e-5, atol=1e-6)
+  jax.tree.map(np.testing.assert_array_equal, same.arrays, sources.arrays)
+
+
+def test_a_cache_that_hands_out_its_sources_goes_on_as_before():
+  _, _, run = _layer(max_tokens=4)
+  x, (_, cache) = _tokens(11), run(_tokens(10))
+  want, after = run(x, cache)
+  got, sources = run(x, token_cache.Open(cache))
+  np.testing.assert_array_equal(got, want)
+  jax.tree.map(np.testing.assert_array_equal, sources.cache, after)
 
 
 @pytest.mark.parametrize("fields, rule", [

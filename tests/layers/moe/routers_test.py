@@ -83,6 +83,36 @@ def test_a_token_is_routed_alone(name):
   np.testing.assert_allclose(moved.gates_NE, np.asarray(found.gates_NE)[shuffle], rtol=2e-6, atol=1e-7)
 
 
+def _told(name, train):
+  """Returns a jitted (x, real) -> (losses, stats, changed state)."""
+  router = find.find("router", name, "router")(experts=E)
+  variables, rngs = _variables(router), {"dropout": jax.random.key(7)}
+  router = router.clone(train=True) if train and hasattr(router, "train") else router
+  def run(x, real):
+    carry = router.init_carry(len(x)) if getattr(router, "needs_carry", False) else None
+    found, changed = router.apply(variables, x, carry, real, rngs=rngs, mutable=["moe_state"])
+    return found.losses, found.stats, changed
+  return jax.jit(run)
+
+
+REAL = np.arange(N) % 4 != 1
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_what_padding_holds_changes_nothing_that_is_told_of_a_batch(name):
+  run, x = _told(name, train=True), _tokens(22)
+  junk = np.where(REAL[:, None], x, 9 * _tokens(23))
+  jax.tree.map(np.testing.assert_array_equal, run(junk, REAL), run(x, REAL))
+  assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(run(x, np.zeros(N, bool))))
+
+
+@pytest.mark.parametrize("name", ["deepseek.DeepSeek", "noisy_top_k.VMoE"])
+def test_a_batch_with_padding_tells_what_it_would_without(name):
+  run, x = _told(name, train=False), _tokens(24)
+  near = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6)
+  jax.tree.map(near, run(x, REAL), run(x[REAL], None))
+
+
 @pytest.mark.parametrize("name", TOP_K)
 def test_equal_logits_choose_the_first_experts(name):
   router = find.find("router", name, "router")(experts=E, top_k=K)
