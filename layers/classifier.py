@@ -5,6 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
+from layers.dense import Dense
 from layers.positions import LearnedPositions
 
 
@@ -37,10 +38,10 @@ class Classifier(nn.Module):
     if states is not None or segment_ids is not None:
       raise ValueError("a classifier reads one whole sequence per row; "
                        "it takes neither states nor segment_ids.")
-    x_BTD = nn.Dense(self.width, dtype=self.dtype, name="embedding")(x_BTF)
+    x_BTD = Dense(self.width, dtype=self.dtype, name="embedding")(x_BTF)
     if self.max_positions:
       x_BTD, _ = LearnedPositions(
           self.max_positions, self.embedding_std, name="positions")(x_BTD)
     x_BTD, _ = self.stack(name="stack")(x_BTD)
     x_BD = jnp.mean(x_BTD.astype(jnp.float32), axis=1)
-    return nn.Dense(self.classes, name="head")(x_BD), None
+    return Dense(self.classes, name="head")(x_BD), None

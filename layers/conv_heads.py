@@ -10,9 +10,9 @@ Linear Transformers with the Delta Rule over Sequence Length", 2024 (on q, k and
 """
 
 from einops import rearrange
-import flax.linen as nn
 import jax.numpy as jnp
 
+from layers.dense import Dense
 from layers.short_conv import ShortConv
 
 MAX_CONV = 64  # tokens; each is a multiplication of its own in the program
@@ -48,7 +48,7 @@ def project(x_BTD, name, heads, width, *, conv, past, segment_ids, dtype, activa
   Returns:
     (y_BTHK, {name: inputs for the tokens that follow}, {} without convolution).
   """
-  y_BTF = nn.Dense(heads * width, use_bias=False, dtype=dtype, name=name)(x_BTD)
+  y_BTF = Dense(heads * width, use_bias=False, dtype=dtype, name=name)(x_BTD)
   final = {}
   if conv:
     y_BTF, final[name] = ShortConv(conv, name=f"{name}_conv")(y_BTF, past.get(name), segment_ids)

@@ -1,12 +1,12 @@
 """The language model: token embedding, residual stack, head."""
 
 from collections.abc import Callable
-import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layers.dense import Dense
 from layers.positions import LearnedPositions
 
 
@@ -57,11 +57,11 @@ class LM(nn.Module):
       x_BTD, seen_B = positions(x_BTD, seen_B, segment_ids)
     x_BTD, stack_states = self.stack(name="stack")(x_BTD, stack_states, segment_ids)
     # Products in `dtype`, sums in float32: a logit of 25 in bfloat16 is off by up to 0.06.
-    wide = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
     if self.tied:
-      logits_BTV = wide(x_BTD, embed.embedding.astype(self.dtype), (((2,), (1,)), ((), ())))
+      logits_BTV = jax.lax.dot_general(x_BTD, embed.embedding.astype(self.dtype), (((2,), (1,)), ((), ())),
+                                       preferred_element_type=jnp.float32)
     else:
-      logits_BTV = nn.Dense(self.vocab, use_bias=self.head_bias, dtype=self.dtype, dot_general=wide,
-                            name="head")(x_BTD)
+      logits_BTV = Dense(self.vocab, use_bias=self.head_bias, dtype=self.dtype, out_dtype=jnp.float32,
+                         name="head")(x_BTD)
     states = None if states is None else dict(seen_B=seen_B, stack=stack_states)
     return logits_BTV, states

@@ -19,6 +19,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
+from layers.dense import Dense
 from layers.positions import LearnedPositions
 
 # Dims: B batch, T tokens, F numbers of a token, D model, K = D - 1 features of x, P predictions.
@@ -68,7 +69,7 @@ class Regressor(nn.Module):
                        "for x and y.")
     x_BTD = x_BTF.astype(self.dtype)
     if self.read_in == "dense":
-      x_BTD = nn.Dense(self.width, dtype=self.dtype, name="embedding")(x_BTF)
+      x_BTD = Dense(self.width, dtype=self.dtype, name="embedding")(x_BTF)
     if self.read_in == "mlp":
       x_BTD = jnp.concatenate([self._features(x_BTD[..., :-1]), x_BTD[..., -1:]], axis=-1)
     if self.max_positions:
@@ -76,12 +77,12 @@ class Regressor(nn.Module):
     x_BTD, _ = self.stack(name="stack")(x_BTD)
     x_BTD = x_BTD.astype(jnp.float32)
     if self.read_out == "every_other":
-      return nn.Dense(1, name="head")(x_BTD[:, ::2])[..., 0], None
+      return Dense(1, name="head")(x_BTD[:, ::2])[..., 0], None
     last_B1 = x_BTD[:, -1, -1:]
     return (-last_B1 if self.read_out == "minus_last" else last_B1), None
 
   def _features(self, x_BTF):
     K = self.width - 1
-    dense = lambda width, name: nn.Dense(width, dtype=self.dtype, name=name)
+    dense = lambda width, name: Dense(width, dtype=self.dtype, name=name)
     h_BTK = dense(K, "embedding")(x_BTF)
     return h_BTK + dense(K, "embedding_down")(nn.gelu(dense(EXPANSION * K, "embedding_up")(h_BTK)))

@@ -18,6 +18,8 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
+from layers.dense import Dense
+
 # Dims: B batch, T pixels, H height, W width, C features.
 
 STAGES = 3
@@ -59,7 +61,7 @@ class ResNet(nn.Module):
         stride = 2 if stage and not block else 1
         x = self._block(x, norm, self.width * 2**stage, stride, f"stage_{stage}_block_{block}")
     x_BC = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
-    return nn.Dense(self.classes, name="head")(x_BC), None
+    return Dense(self.classes, name="head")(x_BC), None
 
   def _conv(self, x, features, size, stride, name):
     draw = nn.initializers.variance_scaling(2.0, "fan_in", "normal")

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from layers import probe
+from layers.dense import Dense
 
 # Dims: N tokens, D model width, E experts, K experts per token.
 
@@ -43,9 +44,9 @@ class Routing(NamedTuple):
   carry: Any = None
 
 
-def linear(experts: int, name: str, kernel_init=nn.initializers.lecun_normal(), bias=False) -> nn.Dense:
+def linear(experts: int, name: str, kernel_init=nn.initializers.lecun_normal(), bias=False) -> Dense:
   """Returns a map to one logit per expert that is exact float32 on every device."""
-  return nn.Dense(experts, use_bias=bias, dtype=jnp.float32, precision=HIGHEST, kernel_init=kernel_init, name=name)
+  return Dense(experts, use_bias=bias, dtype=jnp.float32, precision=HIGHEST, kernel_init=kernel_init, name=name)
 
 
 def check_top_k(top_k: int, experts: int) -> None:
@@ -109,7 +110,7 @@ def make(factory, experts: int, tokens: int, train: bool) -> nn.Module:
   """
   given = getattr(factory, "keywords", {}).get("experts", experts)
   if given != experts:
-    raise ValueError(f"experts={experts} has a router for experts={given}; set the number beside the router, not in it.")
+    raise ValueError(f"experts={experts} has a router for experts={given}; set the number beside it, not in it.")
   made, fields = factory(parent=None), dict(experts=experts, name="router")
   if getattr(made, "per_row", False):
     fields["tokens"] = tokens

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from layers.activations import activation
+from layers.dense import Dense
 from layers.moe import dispatch
 from layers.moe.gshard import GShard
 from layers.routing import ExpertKernel, make, only, show
@@ -84,7 +85,7 @@ class MoE(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD, context=None, real_BT=None):
-    """Returns y_BTD, or (y_BTD, context) if the router needs a carry; experts add nothing to tokens that are not real."""
+    """Returns y_BTD, or (y_BTD, context) if the router needs a carry; tokens that are not real get nothing added."""
     B, T, D = x_BTD.shape
     if self.experts < 1:
       raise ValueError(f"experts={self.experts} must be at least 1.")
@@ -139,6 +140,6 @@ class _Shared(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD):
-    dense = lambda width, name: nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)
+    dense = lambda width, name: Dense(width, use_bias=False, dtype=self.dtype, name=name)
     gate_BTF = activation(self.activation)(dense(self.hidden, "gate")(x_BTD))
     return dense(x_BTD.shape[-1], "down")(gate_BTF * dense(self.hidden, "up")(x_BTD))

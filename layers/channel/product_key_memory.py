@@ -20,6 +20,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layers.dense import Dense
+
 # Dims: B batch, T tokens, N = B T, D model width, H heads, K width of half a key, I half keys, R slots per head,
 # V value width, M slots.
 
@@ -77,7 +79,7 @@ class _Memory(nn.Module):
       raise ValueError(f"top_k={self.top_k} must be from 1 to half_keys={I}; take fewer slots, or add half keys.")
     if min(H, K) < 1:
       raise ValueError(f"heads={H} and key_dim={K} must be at least 1.")
-    query = nn.DenseGeneral((H, 2 * K), kernel_init=nn.initializers.xavier_uniform(), name="query")
+    query = Dense((H, 2 * K), kernel_init=nn.initializers.xavier_uniform(), name="query")
     q_NHK, other_NHK = jnp.split(query(x_ND.astype(jnp.float32)), 2, axis=-1)
     bound = K**-0.5
     uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
@@ -123,7 +125,7 @@ class ProductKeyMemory(nn.Module):
   def __call__(self, x_BTD):
     D, V = x_BTD.shape[-1], self.value_dim or x_BTD.shape[-1]
     m_BTV = _look_up(self, x_BTD, V)
-    return m_BTV if V == D else nn.Dense(D, dtype=self.dtype, name="down")(m_BTV)
+    return m_BTV if V == D else Dense(D, dtype=self.dtype, name="down")(m_BTV)
 
 
 class MemoryPlus(nn.Module):
@@ -141,5 +143,5 @@ class MemoryPlus(nn.Module):
     D, V = x_BTD.shape[-1], self.value_dim or x_BTD.shape[-1]
     m_BTV = _look_up(self, x_BTD, V)
     normal = nn.initializers.normal(D**-0.5)
-    dense = lambda width, name: nn.Dense(width, kernel_init=normal, dtype=self.dtype, name=name)
+    dense = lambda width, name: Dense(width, kernel_init=normal, dtype=self.dtype, name=name)
     return dense(D, "down")(m_BTV * nn.silu(dense(V, "gate")(x_BTD)))

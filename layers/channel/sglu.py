@@ -10,6 +10,8 @@ Reference: Qin et al., "Scaling TransNormer to 175 Billion Parameters", 2023.
 import flax.linen as nn
 import jax.numpy as jnp
 
+from layers.dense import Dense
+
 
 class SGLU(nn.Module):
   """Three maps without biases, as wide as those of a GLU.
@@ -28,5 +30,5 @@ class SGLU(nn.Module):
   def __call__(self, x_BTD):
     D = x_BTD.shape[-1]
     F = self.hidden or max(8, 8 * round(self.expansion * D / 8))
-    dense = lambda width, name: nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)
+    dense = lambda width, name: Dense(width, use_bias=False, dtype=self.dtype, name=name)
     return dense(D, "down")(dense(F, "gate")(x_BTD) * dense(F, "up")(x_BTD))

@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layers.dense import Dense
 from layers.depth import token_selection
 from layers.norms.rms_norm import RMSNorm
 
@@ -68,7 +69,7 @@ class GammaMoD(nn.Module):
     block = self.block(name="block")
     run = lambda x_BTD, state, ids_BT, gain_BT: block(x_BTD, context, state, in_scale, alpha, ids_BT, gain_BT)
     normed_BTD = RMSNorm(name="router_norm")(x_BTD.astype(jnp.float32))
-    logits_BT2 = nn.Dense(2, use_bias=False, dtype=jnp.float32, name="router")(normed_BTD)
+    logits_BT2 = Dense(2, use_bias=False, dtype=jnp.float32, name="router")(normed_BTD)
     p_BT = jax.nn.softmax(logits_BT2)[..., 1]
     return token_selection.route(
         self, run, x_BTD, context, state, segment_ids, scores_BT=p_BT, ratio=self.ratio_at(self.layer, self.depth),

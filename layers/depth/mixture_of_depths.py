@@ -14,6 +14,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
+from layers.dense import Dense
 from layers.depth import token_selection
 
 
@@ -47,7 +48,7 @@ class MixtureOfDepths(nn.Module):
   def __call__(self, x_BTD, context, state, in_scale, alpha, segment_ids=None):
     block = self.block(name="block")
     run = lambda x_BTD, state, ids_BT, gain_BT: block(x_BTD, context, state, in_scale, alpha, ids_BT, gain_BT)
-    router = nn.Dense(1, use_bias=False, dtype=jnp.float32, name="router")
+    router = Dense(1, use_bias=False, dtype=jnp.float32, name="router")
     r_BT = router(x_BTD.astype(jnp.float32))[..., 0]
     return token_selection.route(
         self, run, x_BTD, context, state, segment_ids, scores_BT=r_BT, ratio=self.ratio_at(self.layer, self.depth),

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from layers import probe, token_cache
+from layers.dense import Dense
 from layers.depth import recursion, token_selection
 
 # Dims: B batch, T tokens, K kept tokens, D model width.
@@ -81,7 +82,7 @@ class MixtureOfRecursions(nn.Module):
     active_BT = jnp.ones(x_BTD.shape[:2], bool) if segment_ids is None else segment_ids >= 0
     after, sources, loss, right = context, None, 0.0, []
     for r in range(R):
-      logits_BT = nn.Dense(1, use_bias=False, dtype=jnp.float32, name=f"router_{r}")(x_BTD.astype(jnp.float32))[..., 0]
+      logits_BT = Dense(1, use_bias=False, dtype=jnp.float32, name=f"router_{r}")(x_BTD.astype(jnp.float32))[..., 0]
       # Only tokens that the last recursion kept are offered to this one.
       scores_BT = jnp.where(active_BT, logits_BT, -jnp.inf)
       index_BK = token_selection.top(scores_BT, token_selection.count((R - r) / R, T))

@@ -12,11 +12,11 @@ Kept tokens are numbered anew: a mixer that counts positions counts kept ones. (
 places of the row, which no mixer here can be told.)
 """
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from layers import probe
+from layers.dense import Dense
 
 # Dims: B batch, T tokens, K kept tokens, D model width.
 
@@ -87,7 +87,7 @@ def route(module, layer, x_BTD, context, state, ids_BT, *, scores_BT, ratio, pre
                      "pass it by; take a mixer and a channel mixer without a context.")
   if logits_BT is None:
     fixed_BTD = jax.lax.stop_gradient(x_BTD).astype(jnp.float32)
-    logits_BT = nn.Dense(1, name="predictor")(fixed_BTD)[..., 0]
+    logits_BT = Dense(1, name="predictor")(fixed_BTD)[..., 0]
   if state is None:
     index_BK = top(scores_BT, count(ratio, T), ids_BT)
     probe.show(module, "kept_BK", lambda: index_BK)

@@ -23,6 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layers.dense import Dense
 from pallas_kernels.chunk_recurrence import chunk_recurrence
 
 # Dims: B batch, T tokens, D width, K key width, V value width, S steps.
@@ -160,13 +161,13 @@ class LinearSelfAttention(nn.Module):
     same = lambda e: e.astype(self.dtype)
     if self.form == "four":
       start = nn.initializers.variance_scaling(self.init_scale, "fan_in", "truncated_normal")
-      dense = lambda width, name: nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=start,
+      dense = lambda width, name: Dense(width, use_bias=False, dtype=self.dtype, kernel_init=start,
                                            precision=_EXACT, name=name)
       K, V = self.key_dim or D, self.value_dim or D
       return dense(K, "query"), dense(K, "key"), dense(V, "value"), dense(D, "out")
     if self.form == "two":
       pv, kq = _flow_start(self.init_scale)
-      dense = lambda start, name: nn.Dense(D, use_bias=False, dtype=self.dtype, kernel_init=start,
+      dense = lambda start, name: Dense(D, use_bias=False, dtype=self.dtype, kernel_init=start,
                                            precision=_EXACT, name=name)
       return dense(kq, "kq"), same, same, dense(pv, "pv")
     start = nn.initializers.constant(self.init_scale)

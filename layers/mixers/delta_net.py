@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from layers import conv_heads
+from layers.dense import Dense
 from layers.l2_norm import l2_norm
 from layers.norms.rms_norm import RMSNorm
 from pallas_kernels.chunk_recurrence import chunk_recurrence
@@ -70,7 +71,7 @@ class DeltaNet(nn.Module):
     q_BTHK, past_q = project("query", self.key_dim)
     k_BTHK, past_k = project("key", self.key_dim)
     v_BTHV, past_v = project("value", self.value_dim)
-    strength = nn.Dense(self.heads, use_bias=False, name="beta")
+    strength = Dense(self.heads, use_bias=False, name="beta")
     beta_BTH = nn.sigmoid(strength(x_BTD.astype(jnp.float32))) * (1 + self.negative_eigenvalues)
 
     y_BTHV, S_BHKV = chunk_recurrence(
@@ -79,6 +80,6 @@ class DeltaNet(nn.Module):
         backend=self.backend)
     y_BTF = rearrange(RMSNorm(eps=1e-5, name="norm")(y_BTHV), "b t h v -> b t (h v)")
     if self.output_gate:
-      y_BTF *= nn.silu(nn.Dense(y_BTF.shape[-1], use_bias=False, dtype=self.dtype, name="gate")(x_BTD))
-    y_BTD = nn.Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF)
+      y_BTF *= nn.silu(Dense(y_BTF.shape[-1], use_bias=False, dtype=self.dtype, name="gate")(x_BTD))
+    y_BTD = Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF)
     return y_BTD, dict(**past_q, **past_k, **past_v, S_BHKV=S_BHKV)

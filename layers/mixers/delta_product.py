@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from layers import conv_heads, step_decay
 from layers.activations import activation
+from layers.dense import Dense
 from layers.l2_norm import l2_norm
 from layers.norms.rms_norm import RMSNorm
 from pallas_kernels.chunk_recurrence import chunk_recurrence
@@ -97,11 +98,11 @@ class DeltaProduct(nn.Module):
     k_BTMK, past_k = project("key", M, self.key_dim)
     v_BTMV, past_v = project("value", M, self.value_dim)
     x32_BTD, log_a_BTH = x_BTD.astype(jnp.float32), None
-    strength = nn.Dense(M, use_bias=False, name="beta")
+    strength = Dense(M, use_bias=False, name="beta")
     beta_BTM = nn.sigmoid(strength(x32_BTD)) * (1 + self.negative_eigenvalues)
     if self.forget_gate:
       A_log_H = self.param("A_log", step_decay.log_rate_init(1e-3, 16.0), (self.heads,))
-      step = nn.Dense(self.heads, bias_init=step_decay.step_bias_init(), name="decay")
+      step = Dense(self.heads, bias_init=step_decay.step_bias_init(), name="decay")
       log_a_BTH = step_decay.log_decay(step(x32_BTD), A_log_H[None, None])
 
     q, k, v, log_a, beta, ids = interleave(
@@ -111,6 +112,6 @@ class DeltaProduct(nn.Module):
         return_final_state=True, chunk=self.chunk or None, backend=self.backend)
     y_BTHV = RMSNorm(eps=1e-5, name="norm")(y_BSHV[:, N - 1::N])
     y_BTF = rearrange(y_BTHV, "b t h v -> b t (h v)")
-    y_BTF *= nn.silu(nn.Dense(y_BTF.shape[-1], use_bias=False, dtype=self.dtype, name="gate")(x_BTD))
-    y_BTD = nn.Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF)
+    y_BTF *= nn.silu(Dense(y_BTF.shape[-1], use_bias=False, dtype=self.dtype, name="gate")(x_BTD))
+    y_BTD = Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF)
     return y_BTD, dict(**past_q, **past_k, **past_v, S_BHKV=S_BHKV)

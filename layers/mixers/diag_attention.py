@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from layers import rope, segments
+from layers.dense import Dense
 from layers.norms.rms_norm import rms_norm
 
 # Dims: B batch, T new tokens, W block, S = W + T tokens with the cached ones, N cuts, H heads, K head width.
@@ -87,7 +88,7 @@ class DiagAttention(nn.Module):
     if self.block < 1:
       raise ValueError(f"block={self.block} must be at least 1 token.")
     state = self.init_state(B) if state is None else state
-    project = lambda name: nn.DenseGeneral(
+    project = lambda name: Dense(
         (self.heads, self.head_dim), use_bias=False, dtype=self.dtype, name=name)(x_BTD)
     q_BTHK, k_BTHK, v_BTHK = project("query"), project("key"), project("value")
     ids_BT = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
@@ -104,7 +105,7 @@ class DiagAttention(nn.Module):
     y_BTF = rearrange(y_BTHK, "b t h k -> b t (h k)")
     if self.weights == "relu":
       y_BTF = rms_norm(y_BTF)
-    y_BTD = nn.Dense(D, use_bias=False, dtype=self.dtype, name="out")(y_BTF)
+    y_BTD = Dense(D, use_bias=False, dtype=self.dtype, name="out")(y_BTF)
     return y_BTD, dict(self._running_block(line, seen_B, ids_BT), seen_B=seen_B)
 
   def _read(self, q_BTHK, line):

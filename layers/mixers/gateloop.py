@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from layers import complex_pair
+from layers.dense import Dense
 from pallas_kernels.diag_scan import diag_scan
 
 # Dims: B batch, T tokens, H heads, K key width, V value width, D model, F features, 2 real and imaginary part.
@@ -83,17 +84,17 @@ class GateLoop(nn.Module):
     heads = lambda y: rearrange(y.astype(jnp.float32), "b t (h k) -> b t h k", h=H)
 
     def project(width, name):
-      return nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)
+      return Dense(width, use_bias=False, dtype=self.dtype, name=name)
 
     q_BTHK, k_BTHK, v_BTHV = (
         heads(project(H * width, name)(x_BTD)) for name, width in (("query", K), ("key", K), ("value", V)))
     # sigmoid(bias) = 2^(-1 / half_life), by the logit that keeps its digits.
     bias = -math.log(math.expm1(math.log(2) / self.half_life))
     x32_BTD = x_BTD.astype(jnp.float32)
-    decay = nn.Dense(H * K, bias_init=nn.initializers.constant(bias), name="magnitude")
+    decay = Dense(H * K, bias_init=nn.initializers.constant(bias), name="magnitude")
     a_BTHK = heads(nn.sigmoid(decay(x32_BTD)))
     if self.phase:
-      angle_BTHK = heads(nn.Dense(H * K, name="phase")(x32_BTD))
+      angle_BTHK = heads(Dense(H * K, name="phase")(x32_BTD))
       a_BTHK = jax.lax.complex(a_BTHK * jnp.cos(angle_BTHK), a_BTHK * jnp.sin(angle_BTHK))
       memory = state and complex_pair.join(state["S_BHKV2"])
     else:

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from layers import conv_heads
+from layers.dense import Dense
 from layers.norms.rms_norm import RMSNorm
 from pallas_kernels.chunk_recurrence import chunk_recurrence
 
@@ -70,8 +71,8 @@ class GLA(nn.Module):
     q_BTHK, past_q = project("query", self.key_dim)
     k_BTHK, past_k = project("key", self.key_dim)
     v_BTHV, past_v = project("value", self.value_dim)
-    low_BTR = nn.Dense(self.gate_rank, use_bias=False, name="decay_in")(x_BTD.astype(jnp.float32))
-    logit_BTF = nn.Dense(self.heads * self.key_dim, name="decay_out")(low_BTR)
+    low_BTR = Dense(self.gate_rank, use_bias=False, name="decay_in")(x_BTD.astype(jnp.float32))
+    logit_BTF = Dense(self.heads * self.key_dim, name="decay_out")(low_BTR)
     log_a_BTHK = rearrange(nn.log_sigmoid(logit_BTF) / self.tau, "b t (h k) -> b t h k", h=self.heads)
 
     y_BTHV, S_BHKV = chunk_recurrence(
@@ -79,6 +80,6 @@ class GLA(nn.Module):
         segment_ids=segment_ids, return_final_state=True, chunk=self.chunk or None,
         backend=self.backend)
     y_BTF = rearrange(RMSNorm(eps=1e-5, name="norm")(y_BTHV), "b t h v -> b t (h v)")
-    y_BTF *= nn.silu(nn.Dense(y_BTF.shape[-1], use_bias=False, dtype=self.dtype, name="gate")(x_BTD))
-    y_BTD = nn.Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF)
+    y_BTF *= nn.silu(Dense(y_BTF.shape[-1], use_bias=False, dtype=self.dtype, name="gate")(x_BTD))
+    y_BTD = Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF)
     return y_BTD, dict(**past_q, **past_k, **past_v, S_BHKV=S_BHKV)

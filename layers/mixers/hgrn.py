@@ -15,6 +15,7 @@ projections start as Flax starts them.
 import flax.linen as nn
 import jax.numpy as jnp
 
+from layers.dense import Dense
 from layers.hgru import mix
 
 # Dims: B batch, T tokens, D model, F channels.
@@ -44,6 +45,6 @@ class HGRN(nn.Module):
   @nn.compact
   def __call__(self, x_BTD, state=None, segment_ids=None):
     def project(width, name):
-      return nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)
+      return Dense(width, use_bias=False, dtype=self.dtype, name=name)
 
     return mix(self, project, x_BTD, state, segment_ids)

@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from layers import conv_heads
+from layers.dense import Dense
 from layers.norms.rms_norm import RMSNorm
 from pallas_kernels.chunk_recurrence import chunk_recurrence
 
@@ -86,5 +87,5 @@ class HGRN2(nn.Module):
         segment_ids=segment_ids, return_final_state=True, chunk=self.chunk or None,
         backend=self.backend)
     y_BTF = RMSNorm(eps=1e-5, name="norm")(rearrange(y_BTHV, "b t h v -> b t (h v)"))
-    y_BTD = nn.Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF)
+    y_BTD = Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF)
     return y_BTD, dict(**past_q, **past_f, **past_v, S_BHKV=S_BHKV)

@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from layers import conv_heads, step_decay
+from layers.dense import Dense
 from layers.l2_norm import l2_norm
 from layers.norms.rms_norm import RMSNorm
 from pallas_kernels.chunk_recurrence import chunk_recurrence
@@ -62,8 +63,8 @@ class KDA(nn.Module):
     return dict(past, S_BHKV=jnp.zeros((batch, H, K, V), jnp.float32))
 
   def _log_decay(self, x_BTD):
-    low_BTV = nn.Dense(self.value_dim, use_bias=False, name="decay_in")(x_BTD.astype(jnp.float32))
-    logit = nn.Dense(self.heads * self.key_dim, bias_init=step_decay.step_bias_init(), name="decay_out")
+    low_BTV = Dense(self.value_dim, use_bias=False, name="decay_in")(x_BTD.astype(jnp.float32))
+    logit = Dense(self.heads * self.key_dim, bias_init=step_decay.step_bias_init(), name="decay_out")
     z_BTHK = rearrange(logit(low_BTV), "b t (h k) -> b t h k", h=self.heads)
     softplus = self.decay_gate == "softplus"
     init = step_decay.log_rate_init(1.0, 16.0) if softplus else nn.initializers.zeros
@@ -87,7 +88,7 @@ class KDA(nn.Module):
     q_BTHK, past_q = project("query", self.key_dim)
     k_BTHK, past_k = project("key", self.key_dim)
     v_BTHV, past_v = project("value", self.value_dim)
-    strength = nn.Dense(self.heads, use_bias=False, name="beta")
+    strength = Dense(self.heads, use_bias=False, name="beta")
     beta_BTH = nn.sigmoid(strength(x_BTD.astype(jnp.float32))) * (1 + self.negative_eigenvalues)
 
     y_BTHV, S_BHKV = chunk_recurrence(
@@ -95,7 +96,7 @@ class KDA(nn.Module):
         initial_state=past.get("S_BHKV"), segment_ids=segment_ids, return_final_state=True,
         chunk=self.chunk or None, backend=self.backend)
     y_BTF = rearrange(RMSNorm(eps=1e-5, name="norm")(y_BTHV), "b t h v -> b t (h v)")
-    low_BTV = nn.Dense(self.value_dim, use_bias=False, dtype=self.dtype, name="gate_in")(x_BTD)
-    y_BTF *= nn.sigmoid(nn.Dense(y_BTF.shape[-1], dtype=self.dtype, name="gate_out")(low_BTV))
-    y_BTD = nn.Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF)
+    low_BTV = Dense(self.value_dim, use_bias=False, dtype=self.dtype, name="gate_in")(x_BTD)
+    y_BTF *= nn.sigmoid(Dense(y_BTF.shape[-1], dtype=self.dtype, name="gate_out")(low_BTV))
+    y_BTD = Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF)
     return y_BTD, dict(**past_q, **past_k, **past_v, S_BHKV=S_BHKV)

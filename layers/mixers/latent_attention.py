@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from layers import rope, segments, token_cache
+from layers.dense import Dense
 from layers.norms.rms_norm import RMSNorm
 
 # Dims: B batch, T tokens, S sources, D model width, H heads, C width of a head without position, R with it,
@@ -98,7 +99,7 @@ class LatentAttention(nn.Module):
     H, C, R = self.heads, self.head_dim, self.rope_dim
     if R < 2 or R % 2:
       raise ValueError(f"rope_dim={R} must be even and at least 2.")
-    dense = lambda width, name: nn.DenseGeneral(width, use_bias=False, dtype=self.dtype, name=name)
+    dense = lambda width, name: Dense(width, use_bias=False, dtype=self.dtype, name=name)
     narrow = x_BTD
     if self.query_rank:
       narrow = RMSNorm(name="query_norm")(dense(self.query_rank, "query_down")(x_BTD))
@@ -117,5 +118,5 @@ class LatentAttention(nn.Module):
     attend = expanded if state is None else absorbed
     y_BTHV = attend(q_BTHW[..., :C], q_BTHR, sources.arrays["c_BML"], sources.arrays["r_BMR"], keys_LHC, values_LHV,
                     sources.mask_BTS)
-    y_BTD = nn.DenseGeneral(D, axis=(-2, -1), use_bias=False, dtype=self.dtype, name="out")(y_BTHV)
+    y_BTD = Dense(D, inputs=2, use_bias=False, dtype=self.dtype, name="out")(y_BTHV)
     return y_BTD, sources.cache

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from layers import lrpe, segments
+from layers.dense import Dense
 from layers.norms.rms_norm import rms_norm
 from pallas_kernels.chunk_recurrence import chunk_recurrence
 
@@ -101,7 +102,7 @@ class LightningAttention(nn.Module):
       log_g_H = log_decays(self.heads, context.layer, self.layers)
 
     def project(width, name):
-      dense = nn.DenseGeneral((self.heads, width), use_bias=False, dtype=self.dtype, name=name)
+      dense = Dense((self.heads, width), use_bias=False, dtype=self.dtype, name=name)
       return nn.silu(dense(x_BTD))
 
     q_BTHK, k_BTHK = project(self.key_dim, "query"), project(self.key_dim, "key")
@@ -117,8 +118,8 @@ class LightningAttention(nn.Module):
         segment_ids=segment_ids, return_final_state=True, chunk=self.chunk or None,
         backend=self.backend)
     y_BTF = rms_norm(rearrange(y_BTHV, "b t h v -> b t (h v)"))
-    low_BTR = nn.Dense(self.gate_rank, use_bias=False, dtype=self.dtype, name="gate_in")(x_BTD)
-    y_BTF *= nn.sigmoid(nn.Dense(y_BTF.shape[-1], use_bias=False, dtype=self.dtype, name="gate")(low_BTR))
-    y_BTD = nn.Dense(D, use_bias=False, dtype=self.dtype, name="out")(y_BTF)
+    low_BTR = Dense(self.gate_rank, use_bias=False, dtype=self.dtype, name="gate_in")(x_BTD)
+    y_BTF *= nn.sigmoid(Dense(y_BTF.shape[-1], use_bias=False, dtype=self.dtype, name="gate")(low_BTR))
+    y_BTD = Dense(D, use_bias=False, dtype=self.dtype, name="out")(y_BTF)
     state = dict(S_BHKV=S_BHKV, seen_B=seen_B)
     return (y_BTD, state) if context is None else (y_BTD, state, context)

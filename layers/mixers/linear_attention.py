@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from layers import conv_heads, probe
+from layers.dense import Dense
 from layers.l2_norm import l2_norm
 from layers.norms.rms_norm import RMSNorm
 from pallas_kernels.chunk_recurrence import chunk_recurrence
@@ -147,5 +148,5 @@ class LinearAttention(nn.Module):
     if self.output_norm:
       y_BTHV = RMSNorm(eps=1e-5, name="norm")(y_BTHV)
     y_BTF = rearrange(y_BTHV, "b t h v -> b t (h v)")
-    y_BTD = nn.Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF)
+    y_BTD = Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF)
     return y_BTD, dict(**past_q, **past_k, **past_v, S_BHKV=S_BHKV)

@@ -12,6 +12,7 @@ from einops import rearrange
 import flax.linen as nn
 import jax.numpy as jnp
 
+from layers.dense import Dense
 from layers.legendre_memory import memory, system
 
 # Dims: B batch, T tokens, D model, F channels, N order of the memory.
@@ -46,7 +47,7 @@ class LMU(nn.Module):
   def __call__(self, x_BTD, state=None, segment_ids=None):
     B, _, D = x_BTD.shape
     A_NN, B_N = system(self.order, self.theta)
-    dense = lambda width, bias, name: nn.Dense(width, use_bias=bias, dtype=self.dtype, name=name)
+    dense = lambda width, bias, name: Dense(width, use_bias=bias, dtype=self.dtype, name=name)
 
     u_BTF = dense(self.channels, False, "value")(x_BTD)
     m_BFN = (state or self.init_state(B))["m_BFN"]

@@ -13,6 +13,7 @@ layers/channel/mlp.py.
 import flax.linen as nn
 import jax.numpy as jnp
 
+from layers.dense import Dense
 from layers.legendre_memory import memory, system
 
 # Dims: B batch, T tokens, D model, E = N + D, N order of the memory.
@@ -43,8 +44,8 @@ class LMUFormer(nn.Module):
   def __call__(self, x_BTD, state=None, segment_ids=None):
     B, _, D = x_BTD.shape
     A_NN, B_N = system(self.order, self.theta)
-    u_BT1 = nn.relu(nn.Dense(1, dtype=self.dtype, name="value")(x_BTD))
+    u_BT1 = nn.relu(Dense(1, dtype=self.dtype, name="value")(x_BTD))
     m_BN = (state or self.init_state(B))["m_BN"]
     m_BT1N, m_B1N = memory(A_NN, B_N, u_BT1, m_BN[:, None], segment_ids, self.form)
     both_BTE = jnp.concatenate([m_BT1N[:, :, 0].astype(self.dtype), x_BTD.astype(self.dtype)], axis=-1)
-    return nn.relu(nn.Dense(D, dtype=self.dtype, name="out")(both_BTE)), dict(m_BN=m_B1N[:, 0])
+    return nn.relu(Dense(D, dtype=self.dtype, name="out")(both_BTE)), dict(m_BN=m_B1N[:, 0])

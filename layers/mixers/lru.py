@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from layers import complex_pair
+from layers.dense import Dense
 from pallas_kernels.diag_scan import diag_scan
 
 # Dims: B batch, T tokens, D model, P modes, 2 real and imaginary part.
@@ -90,5 +91,5 @@ class LRU(nn.Module):
     h_BTP, h_BP = diag_scan(a_P, write_BTP, h0=h_BP, segment_ids=segment_ids, backend=self.backend)
     y_BTD = complex_pair.real_of_product(C_DP2, h_BTP) + skip_D[None, None] * u_BTD
     e_BTD = nn.gelu(y_BTD).astype(self.dtype)
-    dense = lambda name: nn.Dense(D, use_bias=False, dtype=self.dtype, name=name)
+    dense = lambda name: Dense(D, use_bias=False, dtype=self.dtype, name=name)
     return dense("up")(e_BTD) * nn.sigmoid(dense("gate")(e_BTD)), dict(h_BP2=complex_pair.split(h_BP))

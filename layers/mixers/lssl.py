@@ -20,9 +20,9 @@ from einops import rearrange
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from layers import dense_system, hippo, state_space
+from layers.dense import Dense
 from layers.fft_conv import fft_conv
 
 # Dims: B batch, T tokens, D model, F channels, N order of the state, O outputs per channel, E = F O.
@@ -108,14 +108,14 @@ class LSSL(nn.Module):
     A_FNN, B_FN = discretise(*self._system(), jnp.exp(log_step_F), self.alpha)
     s_BFN = (state or self.init_state(x_BTD.shape[0]))["S_BFN"]
 
-    u_BTF = nn.Dense(F, dtype=self.dtype, name="value")(x_BTD).astype(jnp.float32)
+    u_BTF = Dense(F, dtype=self.dtype, name="value")(x_BTD).astype(jnp.float32)
     if self.form == "conv" and segment_ids is None:
       y_BTFO, s_BFN = convolve(u_BTF, A_FNN, B_FN, C_FON, s_BFN)
     else:
       y_BTFO, s_BFN = recur(u_BTF, A_FNN, B_FN, C_FON, s_BFN, segment_ids)
     y_BTFO += skip_FO[None, None] * u_BTF[..., None]
     y_BTE = nn.gelu(rearrange(y_BTFO, "b t f o -> b t (f o)")).astype(self.dtype)
-    return nn.Dense(D, dtype=self.dtype, name="out")(y_BTE), dict(S_BFN=s_BFN)
+    return Dense(D, dtype=self.dtype, name="out")(y_BTE), dict(S_BFN=s_BFN)
 
 
 def _check(layer):

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from layers import conv_heads, step_decay
+from layers.dense import Dense
 from layers.short_conv import ShortConv
 from pallas_kernels.diag_scan import diag_scan
 
@@ -51,7 +52,7 @@ def selective_scan(u_BTF, d_BTF, A_FN, B_BTN, C_BTN, h_BFN=None, segment_ids_BT=
     (y_BTF, h_BFN after the last token), in float32.
   """
   u_BTF, d_BTF, B_BTN, C_BTN = (z.astype(jnp.float32) for z in (u_BTF, d_BTF, B_BTN, C_BTN))
-  # Outer products as einsums: their gradients are matrix products, on a CPU several times faster than sums over an axis.
+  # Outer products as einsums: their gradients are matrix products, on a CPU several times faster than sums.
   outer = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
   a_BTFN = jnp.exp(-outer("btf,fn->btfn", d_BTF, A_FN))
   if negative_eigenvalues:
@@ -107,7 +108,7 @@ class Mamba(nn.Module):
     F, N, D, past, final = self.channels, self.states, x_BTD.shape[-1], state or {}, {}
 
     def project(width, name):
-      return nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)
+      return Dense(width, use_bias=False, dtype=self.dtype, name=name)
 
     u_BTF = project(F, "value")(x_BTD)
     if self.conv:
@@ -116,7 +117,7 @@ class Mamba(nn.Module):
     u_BTF = nn.silu(u_BTF)
 
     low_BTR = project(self.step_rank or -(-D // 16), "step_in")(u_BTF).astype(jnp.float32)
-    step = nn.Dense(F, kernel_init=_step_kernel_init, bias_init=step_decay.step_bias_init(), name="step_out")
+    step = Dense(F, kernel_init=_step_kernel_init, bias_init=step_decay.step_bias_init(), name="step_out")
     A_FN = jnp.exp(self.param("A_log", _rates_init, (F, N)))
     y_BTF, final["h_BFN"] = selective_scan(
         u_BTF, nn.softplus(step(low_BTR)), A_FN, project(N, "key")(u_BTF), project(N, "query")(u_BTF),

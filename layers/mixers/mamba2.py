@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from layers import conv_heads, step_decay
+from layers.dense import Dense
 from layers.norms.rms_norm import RMSNorm
 from layers.short_conv import ShortConv
 from pallas_kernels.chunk_recurrence import chunk_recurrence
@@ -74,7 +75,7 @@ class Mamba2(nn.Module):
     past = state or {}
 
     def project(width, name):
-      return nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)(x_BTD)
+      return Dense(width, use_bias=False, dtype=self.dtype, name=name)(x_BTD)
 
     parts = project(H * V, "value"), project(G * K, "key"), project(G * K, "query")
     line_BTF, final = self._convolve(jnp.concatenate(parts, axis=-1), past, segment_ids)
@@ -84,7 +85,7 @@ class Mamba2(nn.Module):
 
     log_rate_H = self.param("A_log", step_decay.log_rate_init(1.0, 16.0), (H,))
     skip_H = self.param("D", nn.initializers.ones, (H,))
-    step = nn.Dense(H, bias_init=step_decay.step_bias_init(), name="decay")
+    step = Dense(H, bias_init=step_decay.step_bias_init(), name="decay")
     z_BTH = step(x_BTD.astype(jnp.float32))
     dt_BTH1 = nn.softplus(z_BTH)[..., None]
     y_BTHV, final["S_BHKV"] = chunk_recurrence(
@@ -96,4 +97,4 @@ class Mamba2(nn.Module):
     y_BTHV += skip_H[None, None, :, None].astype(self.dtype) * v_BTHV
     y_BTF = rearrange(y_BTHV, "b t h v -> b t (h v)") * nn.silu(project(H * V, "gate"))
     y_BTF = RMSNorm(eps=1e-5, name="norm")(y_BTF)
-    return nn.Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF), final
+    return Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF), final

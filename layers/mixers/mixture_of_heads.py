@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from layers import rope, segments, token_cache
+from layers.dense import Dense
 from layers.moe.gshard import GShard
 from layers.routing import ExpertKernel, make, only, show
 
@@ -89,7 +90,7 @@ class MixtureOfHeads(nn.Module):
     q_NKF = chosen_queries(x_ND.astype(self.dtype), kernel("experts_query", D, G * C), routing.indices_NK)
     # Heads that read the same keys lie side by side, as grouped attention takes them.
     q_BTHC = rearrange(q_NKF, "(b t) k (g c) -> b t (g k) c", b=B, g=G)
-    project = lambda name: nn.DenseGeneral((G, C), use_bias=False, dtype=self.dtype, name=name)(x_BTD)
+    project = lambda name: Dense((G, C), use_bias=False, dtype=self.dtype, name=name)(x_BTD)
     k_BTGC, v_BTGC = project("key"), project("value")
 
     cache = self.init_state(B) if state is None else state

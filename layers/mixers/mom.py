@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from layers import conv_heads, step_decay
+from layers.dense import Dense
 from layers.l2_norm import l2_norm
 from layers.norms.rms_norm import RMSNorm
 from pallas_kernels.chunk_recurrence import chunk_recurrence
@@ -103,15 +104,15 @@ class MoM(nn.Module):
   def _gates(self, x_BTD, P):
     """Returns (log decay [B,T,P] or [B,T,P,K], beta_BTP or None)."""
     if self.rule == "gla":
-      low_BTR = nn.Dense(self.gate_rank, use_bias=False, name="decay_in")(x_BTD)
-      logit_BTF = nn.Dense(P * self.key_dim, name="decay_out")(low_BTR)
+      low_BTR = Dense(self.gate_rank, use_bias=False, name="decay_in")(x_BTD)
+      logit_BTF = Dense(P * self.key_dim, name="decay_out")(low_BTR)
       return rearrange(nn.log_sigmoid(logit_BTF) / 16.0, "b t (p k) -> b t p k", p=P), None
     rate_P = self.param("A_log", step_decay.log_rate_init(1e-3, 16.0), (P,))
-    step = nn.Dense(P, bias_init=step_decay.step_bias_init(), name="decay")
+    step = Dense(P, bias_init=step_decay.step_bias_init(), name="decay")
     log_a_BTP = step_decay.log_decay(step(x_BTD), rate_P[None, None])
     if self.rule == "simple_gla":
       return log_a_BTP, None
-    return log_a_BTP, nn.sigmoid(nn.Dense(P, use_bias=False, name="beta")(x_BTD))
+    return log_a_BTP, nn.sigmoid(Dense(P, use_bias=False, name="beta")(x_BTD))
 
   @nn.compact
   def __call__(self, x_BTD, state=None, segment_ids=None):
@@ -131,7 +132,7 @@ class MoM(nn.Module):
       q_BTHK, k_BTPK = l2_norm(q_BTHK), l2_norm(k_BTPK)
     q_BTPK = repeat(q_BTHK, "b t h k -> b t (n h) k", n=N)
 
-    weights_BTM, p_BTM = route(nn.Dense(self.memories, use_bias=False, name="router")(x32_BTD), self.top_k)
+    weights_BTM, p_BTM = route(Dense(self.memories, use_bias=False, name="router")(x32_BTD), self.top_k)
     if not self.is_initializing():
       real_BT = jnp.ones(x_BTD.shape[:2]) if segment_ids is None else segment_ids >= 0
       self.sow("losses", "load_balance", self.load_balance * balance(weights_BTM, p_BTM, real_BT))
@@ -148,6 +149,6 @@ class MoM(nn.Module):
     y_BTNHV = rearrange(y_BTPV, "b t (n h) v -> b t n h v", n=N)
     y_BTHV = jnp.einsum("btnhv,btn->bthv", y_BTNHV, weights_BTN).astype(self.dtype)
     y_BTF = rearrange(RMSNorm(eps=1e-5, name="norm")(y_BTHV), "b t h v -> b t (h v)")
-    y_BTF *= nn.silu(nn.Dense(y_BTF.shape[-1], use_bias=False, dtype=self.dtype, name="gate")(x_BTD))
-    y_BTD = nn.Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF)
+    y_BTF *= nn.silu(Dense(y_BTF.shape[-1], use_bias=False, dtype=self.dtype, name="gate")(x_BTD))
+    y_BTD = Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF)
     return y_BTD, dict(**past_q, **past_k, **past_v, S_BPKV=S_BPKV)

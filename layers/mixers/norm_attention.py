@@ -19,6 +19,7 @@ from einops import rearrange
 import flax.linen as nn
 import jax.numpy as jnp
 
+from layers.dense import Dense
 from layers.norms.rms_norm import rms_norm
 from pallas_kernels.chunk_recurrence import chunk_recurrence
 
@@ -63,7 +64,7 @@ class NormAttention(nn.Module):
     f = FEATURES[self.feature_map]
 
     def project(width, name):
-      return nn.DenseGeneral((self.heads, width), use_bias=False, dtype=self.dtype, name=name)(x_BTD)
+      return Dense((self.heads, width), use_bias=False, dtype=self.dtype, name=name)(x_BTD)
 
     q_BTHK, k_BTHK = f(project(self.key_dim, "query")), f(project(self.key_dim, "key"))
     v_BTHV = project(self.value_dim, "value")
@@ -71,5 +72,5 @@ class NormAttention(nn.Module):
         q_BTHK, k_BTHK, v_BTHV, scale=1.0, initial_state=state, segment_ids=segment_ids,
         return_final_state=True, chunk=self.chunk or None, backend=self.backend)
     y_BTF = rms_norm(rearrange(y_BTHV, "b t h v -> b t (h v)"), eps=self.eps)
-    y_BTD = nn.Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF)
+    y_BTD = Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF)
     return y_BTD, state

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from layers import rope, segments
+from layers.dense import Dense
 from layers.norms.rms_norm import rms_norm
 from pallas_kernels.chunk_recurrence import chunk_recurrence
 
@@ -73,7 +74,7 @@ class Retention(nn.Module):
     state = self.init_state(B) if state is None else state
 
     def project(width, name):
-      return nn.DenseGeneral((self.heads, width), use_bias=False, dtype=self.dtype, name=name)(x_BTD)
+      return Dense((self.heads, width), use_bias=False, dtype=self.dtype, name=name)(x_BTD)
 
     q_BTHK, k_BTHK = project(self.key_dim, "query"), project(self.key_dim, "key")
     v_BTHV = project(self.value_dim, "value")
@@ -88,6 +89,6 @@ class Retention(nn.Module):
         segment_ids=segment_ids, return_final_state=True, chunk=self.chunk or None,
         backend=self.backend)
     y_BTF = rearrange(rms_norm(y_BTHV), "b t h v -> b t (h v)")
-    y_BTF *= nn.silu(nn.Dense(y_BTF.shape[-1], use_bias=False, dtype=self.dtype, name="gate")(x_BTD))
-    y_BTD = nn.Dense(D, use_bias=False, dtype=self.dtype, name="out")(y_BTF)
+    y_BTF *= nn.silu(Dense(y_BTF.shape[-1], use_bias=False, dtype=self.dtype, name="gate")(x_BTD))
+    y_BTD = Dense(D, use_bias=False, dtype=self.dtype, name="out")(y_BTF)
     return y_BTD, dict(S_BHKV=S_BHKV, seen_B=seen_B)

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from layers import complex_pair, dense_system, hippo, state_space
+from layers.dense import Dense
 from layers.fft_conv import fft_conv
 
 # Dims: B batch, T tokens, D model, F channels, N order of the state, M = N/2 modes, L length, W = L/2 + 1 nodes.
@@ -139,7 +140,7 @@ class S4(nn.Module):
     C_FM = complex_pair.join(C_FM2)
     s_BFN = (state or self.init_state(B))["S_BFN"]
 
-    project = lambda width, name: nn.Dense(width, dtype=self.dtype, name=name)
+    project = lambda width, name: Dense(width, dtype=self.dtype, name=name)
     u_BTF = project(F, "value")(x_BTD).astype(jnp.float32)
     A_FNN, B_FN = dense(Lambda_FM, P_FM, B_FM, step_F)
     if conv:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from layers import complex_pair, hippo, state_space
+from layers.dense import Dense
 from layers.fft_conv import fft_conv
 from pallas_kernels.diag_scan import diag_scan
 
@@ -97,7 +98,7 @@ class S4D(nn.Module):
     S_BFM2 = (state or self.init_state(x_BTD.shape[0]))["S_BFM2"]
     s_BFM = complex_pair.join(S_BFM2)
 
-    dense = lambda width, name: nn.Dense(width, dtype=self.dtype, name=name)
+    dense = lambda width, name: Dense(width, dtype=self.dtype, name=name)
     u_BTF = dense(F, "value")(x_BTD).astype(jnp.float32)
     if self.form == "conv" and segment_ids is None:
       y_BTF, s_BFM = convolve(u_BTF, z_FM, in_FM, C_FM, s_BFM)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from layers import complex_pair
+from layers.dense import Dense
 from pallas_kernels.diag_scan import diag_scan
 
 # Dims: B batch, T tokens, D model, P modes, 2 real and imaginary part.
@@ -108,5 +109,5 @@ class S5(nn.Module):
     h_BTP, h_BP = diag_scan(a_P, write_BTP, h0=h_BP, segment_ids=segment_ids, backend=self.backend)
     y_BTD = 2 * complex_pair.real_of_product(C_DP2, h_BTP) + skip_D[None, None] * u_BTD
     g_BTD = nn.gelu(y_BTD).astype(self.dtype)
-    g_BTD *= nn.sigmoid(nn.Dense(D, use_bias=False, dtype=self.dtype, name="gate")(g_BTD))
+    g_BTD *= nn.sigmoid(Dense(D, use_bias=False, dtype=self.dtype, name="gate")(g_BTD))
     return g_BTD, dict(h_BP2=complex_pair.split(h_BP))

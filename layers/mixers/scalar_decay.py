@@ -16,6 +16,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
+from layers.dense import Dense
 from pallas_kernels.chunk_recurrence import chunk_recurrence
 
 # Dims: B batch, T tokens, H heads, K key width, V value width, D model.
@@ -58,18 +59,17 @@ class ScalarDecayAttention(nn.Module):
     if self.half_life <= 0:
       raise ValueError(f"half_life={self.half_life} must be above 0 tokens.")
     def project(width, name):
-      return nn.DenseGeneral((self.heads, width), use_bias=False, dtype=self.dtype, name=name)
+      return Dense((self.heads, width), use_bias=False, dtype=self.dtype, name=name)
 
     q_BTHK = nn.silu(project(self.key_dim, "query")(x_BTD))
     k_BTHK = nn.silu(project(self.key_dim, "key")(x_BTD))
     v_BTHV = project(self.value_dim, "value")(x_BTD)
     bias = nn.initializers.constant(half_life_bias(self.half_life))
-    decay = nn.Dense(self.heads, kernel_init=nn.initializers.zeros, bias_init=bias, name="decay")
+    decay = Dense(self.heads, kernel_init=nn.initializers.zeros, bias_init=bias, name="decay")
     log_a_BTH = -nn.softplus(decay(x_BTD.astype(jnp.float32)))
 
     y_BTHV, state = chunk_recurrence(
         q_BTHK, k_BTHK, v_BTHV, log_a_BTH, initial_state=state, segment_ids=segment_ids,
         return_final_state=True, chunk=self.chunk or None, backend=self.backend)
-    y_BTD = nn.DenseGeneral(x_BTD.shape[-1], axis=(-2, -1), use_bias=False,
-                            dtype=self.dtype, name="out")(y_BTHV)
+    y_BTD = Dense(x_BTD.shape[-1], inputs=2, use_bias=False, dtype=self.dtype, name="out")(y_BTHV)
     return y_BTD, state

@@ -17,6 +17,7 @@ from einops import rearrange
 import flax.linen as nn
 import jax.numpy as jnp
 
+from layers.dense import Dense
 from layers.norms.rms_norm import RMSNorm
 from layers.short_conv import ShortConv
 from pallas_kernels.chunk_recurrence import chunk_recurrence
@@ -76,7 +77,7 @@ class SimpleGatedLinearAttention(nn.Module):
     past, final = state or {}, {}
 
     def project(width, name):
-      y_BTF = nn.Dense(self.heads * width, use_bias=False, dtype=self.dtype, name=name)(x_BTD)
+      y_BTF = Dense(self.heads * width, use_bias=False, dtype=self.dtype, name=name)(x_BTD)
       if self.conv:
         y_BTF, final[name[0]] = ShortConv(self.conv, name=f"{name}_conv")(
             y_BTF, past.get(name[0]), segment_ids)
@@ -85,7 +86,7 @@ class SimpleGatedLinearAttention(nn.Module):
     q_BTHK, k_BTHK = project(self.key_dim, "query"), project(self.key_dim, "key")
     v_BTHV = project(self.value_dim, "value")
     bias = nn.initializers.constant(decay_bias(self.half_life, self.tau))
-    decay = nn.Dense(self.heads, kernel_init=nn.initializers.zeros, bias_init=bias, name="decay")
+    decay = Dense(self.heads, kernel_init=nn.initializers.zeros, bias_init=bias, name="decay")
     log_a_BTH = nn.log_sigmoid(decay(x_BTD.astype(jnp.float32))) / self.tau
 
     y_BTHV, final["S_BHKV"] = chunk_recurrence(
@@ -93,8 +94,8 @@ class SimpleGatedLinearAttention(nn.Module):
         segment_ids=segment_ids, return_final_state=True, chunk=self.chunk or None,
         backend=self.backend)
     y_BTHV = RMSNorm(name="norm")(y_BTHV)
-    gate_BTF = nn.Dense(self.heads * self.value_dim, use_bias=False, dtype=self.dtype,
+    gate_BTF = Dense(self.heads * self.value_dim, use_bias=False, dtype=self.dtype,
                         name="gate")(x_BTD)
     y_BTF = rearrange(y_BTHV, "b t h v -> b t (h v)") * nn.silu(gate_BTF)
-    y_BTD = nn.Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF)
+    y_BTD = Dense(x_BTD.shape[-1], use_bias=False, dtype=self.dtype, name="out")(y_BTF)
     return y_BTD, final

@@ -9,7 +9,7 @@ import pytest
 from layers import kernel_transforms
 from layers.channel.glu import GLU
 from layers.channel.mlp import MLP
-from layers.dense import Dense
+from layers.dense import Dense, product
 from layers.mixers.attention import Attention
 
 STATE = kernel_transforms.COLLECTION
@@ -34,6 +34,42 @@ def _made(module, x):
 def test_without_a_transform_it_is_the_map_of_flax_bit_for_bit(fields, plain, shape):
   x = _draw(0, *shape)
   jax.tree.map(np.testing.assert_array_equal, _made(Dense(**fields, name="m"), x), _made(plain, x))
+
+
+@pytest.mark.parametrize("fields, plain, shape, tolerance", [
+    (dict(features=5), nn.Dense(5), (2, 3, 4), 1e-6), (dict(features=5), nn.Dense(5), (4,), 1e-6),
+    (dict(features=5, dtype=jnp.bfloat16), nn.Dense(5, dtype=jnp.bfloat16), (2, 3, 4), 1e-2),
+    (dict(features=(2, 5), use_bias=False), nn.DenseGeneral((2, 5), use_bias=False), (2, 3, 4), 1e-6),
+    (dict(features=5, inputs=2), nn.DenseGeneral(5, axis=(-2, -1)), (2, 3, 4), 1e-6)])
+def test_gradients_of_both_orders_are_those_of_flax(fields, plain, shape, tolerance):
+  x, layer = _draw(1, *shape), Dense(**fields)
+  params = jax.jit(layer.init)(jax.random.key(1), x)["params"]
+  def slopes(module):
+    loss = lambda p, x: jnp.sum(jnp.sin(module.apply({"params": p}, x).astype(jnp.float32)))
+    first = jax.grad(loss, argnums=(0, 1))
+    second = jax.grad(lambda p, x: sum(jnp.sum(jnp.cos(g)) for g in jax.tree.leaves(first(p, x))), argnums=(0, 1))
+    return jax.jit(lambda p, x: (first(p, x), second(p, x)))(params, x)
+  near = lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=tolerance, atol=10 * tolerance)
+  jax.tree.map(near, slopes(layer), slopes(plain))
+
+
+def test_a_vmapped_map_is_each_by_itself():
+  x, W = _draw(2, 3, 6, 4), _draw(3, 3, 4, 5)
+  slope = jax.grad(lambda x, W: jnp.sum(jnp.sin(product(x, W))), argnums=(0, 1))
+  together, alone = jax.jit(jax.vmap(slope))(x, W), jax.jit(slope)
+  for n in range(3):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[n], b, rtol=1e-5, atol=1e-6), together, alone(x[n], W[n]))
+
+
+def test_sums_may_be_wider_than_the_product():
+  x, layer = _draw(4, 2, 4), Dense(5, use_bias=False, dtype=jnp.bfloat16, out_dtype=jnp.float32)
+  variables = jax.jit(layer.init)(jax.random.key(1), x)
+  y, pull = jax.vjp(jax.jit(lambda x: layer.apply(variables, x)), x)
+  slope, = pull(jnp.ones_like(y))
+  narrow = lambda a: np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64)
+  assert y.dtype == jnp.float32 and slope.dtype == jnp.float32
+  np.testing.assert_allclose(y, narrow(x) @ narrow(variables["params"]["kernel"]), rtol=1e-6)
+  np.testing.assert_allclose(slope, np.tile(narrow(variables["params"]["kernel"]).sum(1), (2, 1)), rtol=1e-2)
 
 
 def _sigma(s=1.7, seed=0, **fields):
