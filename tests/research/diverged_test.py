@@ -17,8 +17,6 @@ from research.metrics import read
 from research.tasks.parity import Parity
 from tests.research import toy
 
-pytestmark = pytest.mark.usefixtures("one_device")
-
 
 @dataclasses.dataclass(frozen=True)
 class Poisoned(Parity):

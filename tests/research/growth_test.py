@@ -54,6 +54,18 @@ def test_grown_runs_side_by_side_begin_with_the_layers_of_their_small_ones():
   assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(got.opt_state))
 
 
+def test_a_grown_run_that_is_cut_between_its_models_ends_in_the_same_bits(tmp_path):
+  whole, cut = tmp_path / "whole", tmp_path / "cut"
+  assert toy.main(*GROW, f"--workdir={whole}")[0] == 0
+  # What a kill right after the small model leaves: its folder, and nothing of the grown one.
+  shutil.copytree(whole / "small", cut / "small")
+  assert toy.main(*GROW, f"--workdir={cut}")[0] == 0
+  final, want = (json.loads((at / "final.json").read_text()) for at in (cut, whole))
+  assert final == want
+  assert deterministic_lines(cut / "metrics.jsonl") == deterministic_lines(whole / "metrics.jsonl")
+  assert [r["step"] for r in read(whole / "small" / "metrics.jsonl") if "loss" in r] == [1, 2, 3, 4]
+
+
 def test_the_command_writes_a_run_that_goes_on_from_the_grown_model(tmp_path, command):
   old, new = tmp_path / "old", tmp_path / "new"
   short = ["--config.model.dropout=0.0", "--config.train.eval_every=0", "--config.optim.steps=6"]
@@ -68,19 +80,6 @@ def test_the_command_writes_a_run_that_goes_on_from_the_grown_model(tmp_path, co
   assert code == 0 and f"step 0 eval/loss {want:.6f}" in said
   code, _, error = command(*asked)
   assert code == 2 and "holds a run already" in error
-
-
-@pytest.mark.usefixtures("one_device")
-def test_a_grown_run_that_is_cut_between_its_models_ends_in_the_same_bits(tmp_path):
-  whole, cut = tmp_path / "whole", tmp_path / "cut"
-  assert toy.main(*GROW, f"--workdir={whole}")[0] == 0
-  # What a kill right after the small model leaves: its folder, and nothing of the grown one.
-  shutil.copytree(whole / "small", cut / "small")
-  assert toy.main(*GROW, f"--workdir={cut}")[0] == 0
-  final, want = (json.loads((at / "final.json").read_text()) for at in (cut, whole))
-  assert final == want
-  assert deterministic_lines(cut / "metrics.jsonl") == deterministic_lines(whole / "metrics.jsonl")
-  assert [r["step"] for r in read(whole / "small" / "metrics.jsonl") if "loss" in r] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("argv, says", [
