@@ -44,18 +44,19 @@ def fraction(path: str) -> float:
   return int.from_bytes(digest[:6]) / 2**48
 
 
-def listing(folder: pathlib.Path) -> list[tuple[str, int, int]]:
+def listing(folder: pathlib.Path, left_out: frozenset[str] = frozenset()) -> list[tuple[str, int, int]]:
   """(relative path, bytes, mtime in ns) of every regular file, sorted by path.
 
-  Hidden files and folders, `__pycache__` and empty files are left out; links to
-  folders are not followed. `folder` may be a single file.
+  Hidden files and folders, `__pycache__`, folders with a name in `left_out` and
+  empty files are left out; links to folders are not followed. `folder` may be a
+  single file.
   """
   if folder.is_file():
     status = folder.stat()
     return [(folder.name, status.st_size, status.st_mtime_ns)] if status.st_size else []
   found = []
   for at, folders, names in os.walk(folder):
-    folders[:] = [f for f in folders if not f.startswith(".") and f != "__pycache__"]
+    folders[:] = [f for f in folders if not f.startswith(".") and f != "__pycache__" and f not in left_out]
     for name in names:
       with contextlib.suppress(FileNotFoundError):  # a link to nowhere
         status = os.stat(os.path.join(at, name))

@@ -73,14 +73,28 @@ def _numbers(array):
   return functools.reduce(lambda n, size: n * int(size), filter(None, sizes), 1)
 
 
-@pytest.mark.parametrize("topology, rule", [("v5e", ("scalar", True)), ("v5p", ("scalar", False)),
-                                            ("v6e", ("vector", False))], ids=str)
-def test_a_kernel_compiles_for_each_generation_without_copies(topology, rule):
-  _assert_lean(_reports(topology, (("plain", *rule, tuple(SMALL.items())),)))
+# What the fast tests compile: one rule and one scan per generation, in one process.
+ONES = {"v5e": (("scalar", True), "complex"), "v5p": (("scalar", False), "real"),
+        "v6e": (("vector", False), "real constant")}
 
 
-def _assert_scans_are_lean(topology, kinds, sizes, padded=False):
-  for kind, reports in _reports(topology, tuple((kind, "scan", kind, tuple(sizes.items())) for kind in kinds)).items():
+def _one(topology):
+  rule, kind = ONES[topology]
+  reports = _reports(topology, (("plain", *rule, tuple(SMALL.items())), (kind, "scan", kind, tuple(SCAN_SIZES.items()))))
+  return {"plain": reports["plain"]}, {kind: reports[kind]}
+
+
+@pytest.mark.parametrize("topology", ONES)
+def test_a_kernel_compiles_for_each_generation_without_copies(topology):
+  _assert_lean(_one(topology)[0])
+
+
+def _scans(topology, kinds, sizes):
+  return _reports(topology, tuple((kind, "scan", kind, tuple(sizes.items())) for kind in kinds))
+
+
+def _assert_scans_are_lean(by_kind, padded=False):
+  for kind, reports in by_kind.items():
     for kernels, report in zip((1, 2), reports):
       where = (kind, report)
       assert report.kernels == kernels, where
@@ -91,17 +105,17 @@ def _assert_scans_are_lean(topology, kinds, sizes, padded=False):
       assert padded or report.temporaries <= planes * SCAN_PLANE + SMALL_CHANGE, where
 
 
-@pytest.mark.parametrize("topology, kind", [("v5e", "complex"), ("v5p", "real"), ("v6e", "real constant")])
-def test_a_scan_and_its_gradients_compile_for_each_generation_without_copies(topology, kind):
-  _assert_scans_are_lean(topology, (kind,), SCAN_SIZES)
+@pytest.mark.parametrize("topology", ONES)
+def test_a_scan_and_its_gradients_compile_for_each_generation_without_copies(topology):
+  _assert_scans_are_lean(_one(topology)[1])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", tpu_aot.TOPOLOGIES)
 def test_every_scan_compiles_for_every_generation(topology):
-  _assert_scans_are_lean(topology, SCANS, SCAN_SIZES)
+  _assert_scans_are_lean(_scans(topology, SCANS, SCAN_SIZES))
   for sizes in (dict(B=2, T=3, D=5), dict(T=1000, D=600, reverse=True), dict(T=4096, D=2560)):
-    _assert_scans_are_lean(topology, SCANS, sizes, padded=True)
+    _assert_scans_are_lean(_scans(topology, SCANS, sizes), padded=True)
 
 
 @pytest.mark.slow

@@ -1,7 +1,19 @@
-"""Text to read and a cache of one's own, for the tests of data and tasks."""
+"""Text to read and a cache of one's own, for the tests of data and tasks; one device for those of runs."""
 
+import jax
 import numpy as np
 import pytest
+
+from research import sharding
+
+
+@pytest.fixture(scope="module")
+def one_device():
+  """Of the eight devices of tests/conftest.py one, to the end of the file: splitting a toy over them is slow to compile."""
+  mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape([1] * 5), sharding.AXES)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sharding, "mesh_of", lambda config: mesh)
+    yield
 
 
 @pytest.fixture

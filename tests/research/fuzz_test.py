@@ -29,7 +29,7 @@ FLAGS = ["true", "false", "1", "0", "yes", "2", "", "None", "TRUE "]
 LISTS = ["", ",", "mixer", "attention", "mixer,attention", "mixer,,attention", "()", "('mixer',)",
          "norm", "mixer," * 50, "mixer;attention", "channel", "x"]
 VALUES = {bool: FLAGS, int: WHOLE, float: REAL, str: WORDS, tuple: LISTS}
-COMMANDS = 120  # of each experiment three
+COMMANDS = 60  # of each experiment one or two
 
 
 def _leaves(config, at=""):

@@ -17,8 +17,18 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 CASES = [(name, preset) for name in configs.experiment_names() for preset in configs.load_file(name).PRESETS]
 
 
+TREES = {}  # presets of an experiment often differ in steps alone: what decides the parameters is traced once
+
+
 def _tree(config):
   """Returns {path: [shape, dtype]} of the parameters; nothing is computed, whatever the scale."""
+  asked = config.task.to_json(sort_keys=True) + config.model.to_json(sort_keys=True)
+  if asked not in TREES:
+    TREES[asked] = _traced(config)
+  return TREES[asked]
+
+
+def _traced(config):
   task = build.task_of(config)
   if config.task.name.startswith("images."):
     config.task.dataset = "digits"  # the paper's data need not be here; the first layer shows it

@@ -72,9 +72,9 @@ def _assert_signals_save_and_exit(unbroken, trials, results):
     _assert_same_bits(result, unbroken)
 
 
-KILLS = _kills(10)
-SIGTERMS = [{"after": after, "signals": [[wait, "SIGTERM"]], "distributed": n == 4}
-            for n, (after, wait) in enumerate(_instants(5, seed=1))]
+KILLS = _kills(6)  # `slow` has fifty, and twenty of the signals
+SIGTERMS = [{"after": after, "signals": [[wait, "SIGTERM"]], "distributed": n == 2}
+            for n, (after, wait) in enumerate(_instants(3, seed=1))]
 SECOND = [{"after": 3, "slow_hash": 0.3, "signals": [[0, first], [0.1, again]]}
           for first, again in (("SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT"), ("SIGTERM", "SIGINT"))]
 THIRD = [{"after": 3, "slow_hash": 0.5, "signals": [[0, "SIGINT"], [0.1, "SIGINT"], [0.1, "SIGINT"]]}]

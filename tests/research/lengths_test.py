@@ -13,6 +13,8 @@ from research import step as steps
 from research.errors import ConfigError
 from tests.research import toy
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.mark.parametrize("seeds", [0, 2])
 def test_a_length_is_scored_as_a_run_on_that_length_would_be(seeds):
@@ -22,7 +24,8 @@ def test_a_length_is_scored_as_a_run_on_that_length_would_be(seeds):
   assert set(found) == {f"eval/{k}_at_{n}x" for k in ("loss", "accuracy") for n in (2, 4)}
   one = jax.tree.map(lambda x: x[-1], state) if seeds else state
   long = dataclasses.replace(program.task, tokens=4 * program.task.tokens, batch_size=program.task.batch_size // 4)
-  sums = [steps.eval_step(one, long.batch("validation", i), model=program.model, task=long)["loss"] for i in range(2)]
+  run = jax.jit(lambda i: steps.eval_step(one, long.batch("validation", i), model=program.model, task=long)["loss"])
+  sums = [run(i) for i in range(2)]
   total, weight = np.sum(np.asarray(sums, np.float64), axis=0)
   got = found["eval/loss_at_4x"]
   np.testing.assert_allclose(got[-1] if seeds else got, total / weight, rtol=1e-5)

@@ -7,6 +7,7 @@ HOME, and with a clock that jumps back an hour, because the test that starts it 
 """
 
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -117,6 +118,9 @@ def main(plan):
   # A run spends most of its time compiling; the first one does it for all.
   jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(plan[0]["workdir"]).parent / "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  # Looking for garbage among all that was imported takes a good part of a child's time.
+  gc.freeze()
+  gc.set_threshold(100_000, 50, 100)
   results = []
   for trial in plan:
     result = hurt(trial["workdir"], trial) if trial["signals"] else {}

@@ -78,6 +78,7 @@ def _finals(folder):
   return [json.loads((folder / f"seed_{n}" / "final.json").read_text()) for n in (0, 1)]
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("how", ["always", "never"])
 def test_the_choice_is_recorded_and_kept(tmp_path, how):
   assert _run(tmp_path, how)[0] == 0
@@ -89,6 +90,7 @@ def test_the_choice_is_recorded_and_kept(tmp_path, how):
   assert json.loads((tmp_path / "seeds.json").read_text()) == record and _finals(tmp_path) == first
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_group_in_turn_goes_on_with_the_seed_that_was_cut(tmp_path, monkeypatch):
   assert _run(tmp_path / "whole", "never")[0] == 0
   real = runs.train

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from research import arms, compare, exit_codes, local, plan, settings, sharding, sweep, sweep_table, unit
+from research import arms, compare, exit_codes, local, plan, settings, sweep, sweep_table, unit
 from research import program as programs
 from research.errors import ConfigError
 from tests.research import toy
@@ -30,7 +30,7 @@ ENV = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": toy.FLAGS, "STRATA_CA
 
 
 @pytest.fixture
-def here(monkeypatch):
+def here(one_device, monkeypatch):
   """Units are trained in this process; returns the list of those that were."""
   trained = []
 
@@ -43,9 +43,6 @@ def here(monkeypatch):
 
   monkeypatch.setattr(local, "run", run)
   monkeypatch.setattr(settings, "prepare", lambda **_: None)
-  # Of the eight devices of tests/conftest.py one: splitting a toy over them is most of its compilation.
-  mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape([1] * 5), sharding.AXES)
-  monkeypatch.setattr(sharding, "mesh_of", lambda config: mesh)
   return trained
 
 
@@ -220,7 +217,8 @@ def _alone(folder, placement, seed):
 
 
 def test_units_in_pinned_processes_are_the_runs_of_one_core_bit_for_bit(tmp_path):
-  child = subprocess.Popen(_command(tmp_path / "sweep", *VARIED), cwd=ROOT, env=ENV, stdout=subprocess.PIPE,
+  one_seed = [argument.replace("0:2", "1:2") for argument in VARIED]
+  child = subprocess.Popen(_command(tmp_path / "sweep", *one_seed), cwd=ROOT, env=ENV, stdout=subprocess.PIPE,
                            stderr=subprocess.PIPE, text=True)
   workers = set()
   while child.poll() is None:
@@ -229,10 +227,10 @@ def test_units_in_pinned_processes_are_the_runs_of_one_core_bit_for_bit(tmp_path
     time.sleep(0.1)
   said, errors = child.communicate()
   assert child.returncode == 0 and not errors, errors
-  assert "2 arms" not in said and "4/4 units" in said and _gone(workers)
+  assert "2 arms" not in said and "2/2 units" in said and _gone(workers)
   units = {arm: [json.loads(line) for line in (tmp_path / "sweep/arms" / arm / "units.jsonl").read_text().splitlines()]
            for arm in ("placement-pre", "placement-post")}
-  assert all(sorted(u["seeds"] for u in of_arm) == [[0], [1]] for of_arm in units.values())
+  assert all([u["seeds"] for u in of_arm] == [[1]] for of_arm in units.values())
   alone = _alone(tmp_path / "alone", "post", 1)
   assert json.loads((tmp_path / "sweep/arms/placement-post/seed_1/final.json").read_text()) == alone
 

@@ -9,11 +9,10 @@ import subprocess
 import sys
 import types
 
-import jax
 import numpy as np
 import pytest
 
-from research import exit_codes, local, scoreboard, settings, sharding
+from research import exit_codes, local, scoreboard, settings
 from research import unit, verdict_files, verify
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -28,14 +27,12 @@ def _draw(record, path):
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory):
+def judged(one_device, tmp_path_factory):
   """(directory, exit code, output) of all claims of the toy, its units trained in this process."""
   at = tmp_path_factory.mktemp("verify") / "toy"
-  mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape([1] * 5), sharding.AXES)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(local, "run", lambda units, jobs, board: [unit.run_unit(one) for one in units])
     patch.setattr(settings, "prepare", lambda **_: None)
-    patch.setattr(sharding, "mesh_of", lambda config: mesh)
     patch.setattr(verdict_files, "_draw", _draw)
     return at, *_main(FILE, f"--workdir={at}")
 
