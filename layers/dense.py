@@ -84,11 +84,11 @@ class Dense(nn.Module):
     made = self.features if isinstance(self.features, tuple) else (self.features,)
     summed = x.shape[x.ndim - self.inputs:]
     flat = math.prod(summed), math.prod(made)
-    draw = lambda key, shape: jnp.reshape(self.kernel_init(key, flat), shape)
+    draw = lambda key, shape: jnp.reshape(self.kernel_init(key, flat, jnp.float32), shape)
     kernel = self.param("kernel", draw, (*summed, *made))
     bias = None
     if self.use_bias:
-      bias = self.param("bias", lambda key, shape: jnp.reshape(self.bias_init(key, flat[1:]), shape), made)
+      bias = self.param("bias", lambda key, shape: jnp.reshape(self.bias_init(key, flat[1:], jnp.float32), shape), made)
     if transform is not None:
       kernel_IO, bias_O = transform(self, kernel.reshape(flat), None if bias is None else bias.reshape(-1))
       kernel = kernel_IO.reshape(kernel.shape)

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shutil
+import threading
 import time
 
 import jax
@@ -98,7 +99,9 @@ def test_what_was_saved_on_eight_devices_comes_back_on_two(tmp_path):
   saver.close()
 
 
-def test_arrays_donated_after_save_returned_are_saved_as_they_were(tmp_path):
+def test_arrays_donated_after_save_returned_are_saved_as_they_were(tmp_path, monkeypatch):
+  real, overwritten = manifest.write, threading.Event()
+  monkeypatch.setattr(manifest, "write", lambda *args, **kwargs: (overwritten.wait(60), real(*args, **kwargs))[1])
   want = np.random.default_rng(0).standard_normal(4 << 20, np.float32)  # 16 MB: written long after save returned
   overwrite = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
   x = jax.device_put(want)
@@ -108,6 +111,7 @@ def test_arrays_donated_after_save_returned_are_saved_as_they_were(tmp_path):
     x = overwrite(x)
   x.block_until_ready()
   assert saver.latest() is None
+  overwritten.set()
   _, state = saver.restore({"x": jax.ShapeDtypeStruct(want.shape, jnp.float32)})
   np.testing.assert_array_equal(state["x"], want)
   saver.close()
