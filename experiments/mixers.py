@@ -63,8 +63,8 @@ MIXERS = {
     "lmuformer": _line("lmuformer.LMUFormer", 216, order=64, theta=64.0),
 }
 # The same mixers where their state has to change to be 16 KiB in a layer, to 5 %: two heads of 32 x 64 numbers,
-# fewer where convolutions keep inputs as well. Retention has that size above. HGRN, MLGRU, GateLoop, S5, LRU and the
-# LMUs keep a vector: a state this large would leave no parameters for the rest.
+# fewer where convolutions keep inputs as well. Retention and DiagAttention have that size above. HGRN, MLGRU, GateLoop,
+# S5, LRU and the LMUs keep a vector: a state this large would leave no parameters for the rest.
 AT_STATE = {
     "attention": _line("attention.Attention", 176, head_dim=32, window=33, max_tokens=32),
     "linear_attention": _line("linear_attention.LinearAttention", 136, value_dim=63),
@@ -81,7 +81,6 @@ AT_STATE = {
     "delta_product": _line("delta_product.DeltaProduct", 40, key_dim=22, value_dim=64),
     "kda": _line("kda.KDA", 32, key_dim=26, value_dim=64),
     "norm_attention": _line("norm_attention.NormAttention", 136, value_dim=64),
-    "diag_attention": _line("diag_attention.DiagAttention", 176, head_dim=32, block=32),
     "lightning": _line("lightning.LightningAttention", 120, layers=2, value_dim=64),
     "mom": _line("mom.MoM", 144, heads=1, key_dim=24, value_dim=48, memories=2, top_k=1),
     "mamba": _line("mamba.Mamba", 64, channels=128, states=29),

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layers.dense import product
 from layers.norms.rms_norm import RMSNorm
 
 # Dims: D inputs, F outputs.
@@ -34,7 +35,7 @@ def quantize_weights(w_DF):
   return jnp.clip(jnp.round(w_DF / scale), -1, 1), scale
 
 
-@jax.custom_jvp
+@jax.custom_vjp
 def bit_product(x, w_DF):
   """Returns x w with both sides quantised, in float32, differentiated as the file says."""
   (whole, step), (sign_DF, scale) = quantize_activations(x), quantize_weights(w_DF)
@@ -42,11 +43,12 @@ def bit_product(x, w_DF):
   return (whole @ sign_DF) * step * scale
 
 
-@bit_product.defjvp
-def _bit_product_jvp(primals, tangents):
-  (x, w_DF), (dx, dw_DF) = primals, tangents
-  (whole, step), (sign_DF, scale) = quantize_activations(x), quantize_weights(w_DF)
-  return bit_product(x, w_DF), dx @ (sign_DF * scale) + (whole * step) @ dw_DF
+def _bit_product_backward(kept, dy):
+  (whole, step), (sign_DF, scale) = quantize_activations(kept[0]), quantize_weights(kept[1])
+  return jax.vjp(product, whole * step, sign_DF * scale)[1](dy)
+
+
+bit_product.defvjp(lambda x, w_DF: (bit_product(x, w_DF), (x, w_DF)), _bit_product_backward)
 
 
 class BitLinear(nn.Module):
@@ -69,4 +71,4 @@ class BitLinear(nn.Module):
     w_DF = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
     if self.ternary:
       return bit_product(x, w_DF).astype(self.dtype)
-    return x.astype(self.dtype) @ w_DF.astype(self.dtype)
+    return product(x.astype(self.dtype), w_DF.astype(self.dtype))

@@ -86,7 +86,7 @@ class LRU(nn.Module):
 
     u_BTD = x_BTD.astype(jnp.float32)
     a_P = jnp.exp(jax.lax.complex(-jnp.exp(nu_P), angle_P))
-    write_BTP = jnp.exp(g_P)[None, None] * complex_pair.join(jnp.einsum("pdz,btd->btpz", B_PD2, u_BTD))
+    write_BTP = jnp.exp(g_P)[None, None] * complex_pair.of_real(B_PD2, u_BTD)
     h_BP = None if state is None else complex_pair.join(state["h_BP2"])
     h_BTP, h_BP = diag_scan(a_P, write_BTP, h0=h_BP, segment_ids=segment_ids, backend=self.backend)
     y_BTD = complex_pair.real_of_product(C_DP2, h_BTP) + skip_D[None, None] * u_BTD

@@ -109,6 +109,12 @@ def test_the_claims_of_every_experiment_can_be_judged():
       assert set(found.needs) <= set(arms.of_experiment(name)), name
 
 
+@pytest.mark.parametrize("name", [name for name in configs.experiment_names() if hasattr(configs.module_of(name), "arms")])
+def test_a_sweep_over_the_arms_of_any_experiment_can_begin(name):
+  preset = configs.load_file(name).PRESETS[0]
+  assert len(arms.make(f"{name}:{preset}", {}, arms.of_experiment(name))) == len(arms.of_experiment(name))
+
+
 def test_an_experiment_without_arms_has_no_claims_and_is_named_when_arms_are_wanted():
   assert arms.claims_of("byte_lm") == []
   with pytest.raises(ConfigError, match=r"byte_lm has no arms\(\)"):

@@ -36,7 +36,10 @@ def test_every_arm_has_the_parameters_of_the_first(name):
   assert abs(found / want - 1) <= MATCHED, f"{found} against {want}: model.channel.hidden={8 * round(width / 8)} fits."
 
 
-@pytest.mark.parametrize("name", ["retention", *configs.load_file("mixers").AT_STATE])
+HAVE_IT = ("retention", "diag_attention")  # in the first set
+
+
+@pytest.mark.parametrize("name", [*HAVE_IT, *configs.load_file("mixers").AT_STATE])
 def test_every_arm_of_the_second_set_has_its_bytes_of_state(name):
-  _, state, config = _costs(name if name == "retention" else f"{name}_state")
+  _, state, config = _costs(name if name in HAVE_IT else f"{name}_state")
   assert state / config.model.depth == pytest.approx(STATE, rel=0.05)
