@@ -36,7 +36,8 @@ RIVALS = {"pallas_kernels/peers/fla_times.py": {"torch", "fla"}, "pallas_kernels
 NEVER_IMPORTED = {"tensorflow", "torch", "pickle", "_pickle", "cloudpickle", "dill", "joblib",
                   "shelve", "marshal"}
 NEVER_NAMED = {"eval", "exec", "__import__", "builtins.eval", "builtins.exec", "os.system",
-               "os.popen", "yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load"}
+               "os.popen", "yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load",
+               "flax.linen.Dense", "flax.linen.DenseGeneral"}  # layers/dense.py is the same, and faster to train
 NEVER_SET = {"shell", "allow_pickle"}
 
 
