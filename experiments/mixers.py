@@ -11,7 +11,7 @@ The sweep's figures/frontier-eval-loss.png shows the loss against state, time of
 decoded token; the CSV beside it is the table. A mixer is added by a line in MIXERS, and one in AT_STATE if its
 state has another size; tests/research/mixers_page_test.py says which width of the channel mixer fits.
 
-cpu: 2 cores, not measured
+cpu: 2 cores, 3 core minutes for its claims: 3 HOLDS, 1 INCONCLUSIVE; the whole sweep about 100
 smoke: 2 cores, not measured
 """
 
