@@ -65,6 +65,12 @@ def scatter(values_NK, indices_NK, experts: int):
   return jnp.sum(values_NK[..., None] * hot_NKE, axis=-2)
 
 
+def moved(bias_E, gates_NE, rate: float):
+  """Returns the bias of a choice after a batch: up where an expert had less than its share, down where more."""
+  count_E = jnp.sum(gates_NE != 0, axis=0, dtype=jnp.float32)
+  return bias_E + rate * jnp.sign(jnp.mean(count_E) - count_E)
+
+
 def only(values_NE, real_N):
   """Returns the values with zeros for padding."""
   return values_NE if real_N is None else jnp.where(real_N[:, None], values_NE, 0)

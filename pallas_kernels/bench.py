@@ -15,14 +15,13 @@ import functools
 import json
 import math
 import os
-import pathlib
-import platform
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels import processor
 from pallas_kernels.chunk_recurrence import chunk_recurrence, explain_backend, shapes
 from pallas_kernels.chunk_recurrence.plan import default_chunk
 from pallas_kernels.diag_scan import diag_scan
@@ -293,10 +292,7 @@ def _device():
   kind = jax.devices()[0].device_kind
   if kind != "cpu":
     return kind
-  info = pathlib.Path("/proc/cpuinfo")
-  lines = info.read_text().splitlines() if info.is_file() else []
-  model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-  return f"{os.cpu_count()} cores of {model}"
+  return f"{os.cpu_count()} cores of {processor.name()}"
 
 
 def _cpu():

@@ -1,13 +1,14 @@
 """What a run used of the machine: compilations, memory, and what the machine is."""
 
 import os
-import pathlib
 import platform
 import resource
 import subprocess
 import sys
 
 import jax
+
+from pallas_kernels import processor
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -28,13 +29,6 @@ def peak_memory_gb() -> float:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def _cpu() -> str:
-  """Returns what the processor calls itself, or what it is of."""
-  path = pathlib.Path("/proc/cpuinfo")
-  lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-  return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def environment() -> dict:
   """Returns versions, devices and source revision, for env.json."""
   import flax
@@ -44,7 +38,7 @@ def environment() -> dict:
       ["git", "-C", str(find.ROOT), *args], capture_output=True, text=True, check=False).stdout.strip()
   return {
       "python": sys.version.split()[0], "jax": jax.__version__, "flax": flax.__version__,
-      "optax": optax.__version__, "platform": platform.platform(), "cpus": os.cpu_count(), "cpu": _cpu(),
+      "optax": optax.__version__, "platform": platform.platform(), "cpus": os.cpu_count(), "cpu": processor.name(),
       "devices": [d.device_kind for d in jax.devices()], "processes": jax.process_count(),
       "xla_flags": os.environ.get("XLA_FLAGS", ""),
       "commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain")),

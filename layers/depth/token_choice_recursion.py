@@ -64,9 +64,8 @@ def balance(share_BTR, depth_BT, real_BT):
 
 def moved(bias_R, depth_BT, real_BT, rate: float):
   """Returns the bias after a batch: up where a depth was chosen less than the mean, down where more."""
-  hot_BTR = jax.nn.one_hot(depth_BT, bias_R.shape[0]) * real_BT[..., None]
-  count_R = jnp.sum(hot_BTR, axis=(0, 1))
-  return bias_R + rate * jnp.sign(jnp.mean(count_R) - count_R)
+  hot_NR = jax.nn.one_hot(depth_BT.reshape(-1), bias_R.shape[0])
+  return routing.moved(bias_R, routing.only(hot_NR, real_BT.reshape(-1)), rate)
 
 
 def to_front(active_BT):

@@ -38,12 +38,6 @@ def limit_groups(scores_NE, groups: int, kept: int):
   return rearrange(jnp.where(open_NG[..., None], scores_NGI, -jnp.inf), "n g i -> n (g i)")
 
 
-def moved(bias_E, gates_NE, rate: float):
-  """Returns the bias after a batch: up where an expert had less than its share, down where more."""
-  count_E = jnp.sum(gates_NE != 0, axis=0, dtype=jnp.float32)
-  return bias_E + rate * jnp.sign(jnp.mean(count_E) - count_E)
-
-
 class DeepSeek(nn.Module):
   """The router.
 
@@ -95,7 +89,7 @@ class DeepSeek(nn.Module):
     hot_NE = routing.scatter(jnp.ones_like(gates_NK), indices_NK, self.experts)
     gates_NE = routing.scatter(gates_NK, indices_NK, self.experts)
     if self.train and not self.is_initializing() and self.is_mutable_collection("moe_state"):
-      bias.value = moved(bias.value, routing.only(hot_NE, real_N), self.bias_rate)
+      bias.value = routing.moved(bias.value, routing.only(hot_NE, real_N), self.bias_rate)
     p_NE = jax.nn.softmax(log_NE)
     found = dict(balance=losses.row_balance(p_NE, hot_NE, self.tokens or x_ND.shape[0], real_N))
     stats = dict(router_entropy=routing.entropy(p_NE, real_N), bias_max=jnp.max(jnp.abs(bias.value)))

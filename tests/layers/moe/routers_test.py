@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from layers import routing
 from layers.moe import block_ffn, constrained, deepseek, dense_to_sparse, gshard, hash_routing, noisy_top_k
 from layers.moe import expert_choice, recurrent, soft, switch
 from research import find
@@ -238,7 +239,7 @@ def test_a_bias_has_no_gradient_and_even_loads_do_not_move_it():
   of_bias = jax.jit(jax.grad(lambda b: jnp.sum(jnp.sin(
       router.apply({**variables, "moe_state": {"bias_E": b}}, x).gates_NE))))
   assert np.all(np.asarray(of_bias(np.zeros(E, np.float32))) == 0)
-  np.testing.assert_array_equal(deepseek.moved(np.ones(E), np.eye(E), 0.1), np.ones(E))
+  np.testing.assert_array_equal(routing.moved(np.ones(E), np.eye(E), 0.1), np.ones(E))
 
 
 def test_only_experts_of_the_kept_groups_are_chosen_whatever_the_bias():
