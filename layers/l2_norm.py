@@ -11,9 +11,12 @@ Sequence Length", 2024.
 import jax
 import jax.numpy as jnp
 
+from layers.broadcast_product import broadcast_product
+
 
 def l2_norm(x, eps=1e-6):
   """Normalises the last axis with a float32 sum; returns x's dtype."""
   x32 = x.astype(jnp.float32)
   # eps inside the root: a zero vector stays zero and its gradient finite.
-  return (x32 * jax.lax.rsqrt(jnp.sum(x32 * x32, axis=-1, keepdims=True) + eps)).astype(x.dtype)
+  inverse = jax.lax.rsqrt(jnp.sum(x32 * x32, axis=-1, keepdims=True) + eps)
+  return broadcast_product(x32, inverse).astype(x.dtype)

@@ -11,16 +11,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layers.broadcast_product import broadcast_product
+
 
 def layer_norm(x, scale_D=None, bias_D=None, eps=1e-6):
   """Normalises the last axis with float32 statistics; returns x's dtype."""
   x32 = x.astype(jnp.float32)
   # Centre first: mean(x^2) - mean(x)^2 cancels when the mean is large.
   x32 -= jnp.mean(x32, axis=-1, keepdims=True)
-  y = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+  y = broadcast_product(x32, jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps))
   features = (1,) * (x.ndim - 1) + x.shape[-1:]
   if scale_D is not None:
-    y *= scale_D.reshape(features)
+    y = broadcast_product(y, scale_D.reshape(features))
   if bias_D is not None:
     y += bias_D.reshape(features)
   return y.astype(x.dtype)

@@ -9,13 +9,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layers.broadcast_product import broadcast_product
+
 
 def rms_norm(x, scale_D=None, eps=1e-6):
   """Normalises the last axis with float32 statistics; returns x's dtype."""
   x32 = x.astype(jnp.float32)
-  y = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+  y = broadcast_product(x32, jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps))
   if scale_D is not None:
-    y *= scale_D.reshape((1,) * (x.ndim - 1) + scale_D.shape)
+    y = broadcast_product(y, scale_D.reshape((1,) * (x.ndim - 1) + scale_D.shape))
   return y.astype(x.dtype)
 
 
