@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from layers import segments
+from layers import segments, sums
 
 
 @jax.custom_vjp
@@ -41,13 +41,15 @@ def _mix_forward(line_BSF, filter_WF, same_WBT):
 def _mix_backward(kept, dy_BTF):
   line_BSF, filter_WF, same_WBT = kept
   W, S = len(filter_WF), line_BSF.shape[1]
+  # Without it what made dy, commonly the gradient of a silu, is computed anew in each of the 2 W products.
+  dy_BTF = jax.lax.optimization_barrier(dy_BTF)
   zeros_BPF = jnp.zeros((dy_BTF.shape[0], W - 1, dy_BTF.shape[2]), dy_BTF.dtype)
   dline_BSF = jnp.zeros_like(line_BSF)
   for w in range(W):
     masked_BTF = dy_BTF if same_WBT is None else jnp.where(same_WBT[w][..., None], dy_BTF, 0)
     padded = jnp.concatenate([zeros_BPF, masked_BTF, zeros_BPF], axis=1)
     dline_BSF += padded[:, w: w + S] * filter_WF[w][None, None]
-  dfilter_WF = jnp.stack([jnp.sum(back_BTF * dy_BTF, axis=(0, 1), dtype=jnp.float32)
+  dfilter_WF = jnp.stack([sums.over_rows((back_BTF * dy_BTF).astype(jnp.float32))
                           for back_BTF in _backs(line_BSF, same_WBT, W)])
   return dline_BSF, dfilter_WF.astype(filter_WF.dtype), None
 
