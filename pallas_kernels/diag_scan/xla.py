@@ -22,11 +22,29 @@ def why_not(shape, dtype, platform) -> str | None:
 
 def scan(a, x_BTD, h0_BD, reverse, late=False):
   """h_BTD; arguments as the reference, without its gradient; `late` as in tpu.scan."""
+  on_cpu = jax.default_backend() == "cpu"
   if late and a.ndim == 3:
+    if on_cpu:
+      return _late_loop(a, x_BTD, reverse)
     a = reference.before(a, jnp.zeros_like(a[:, 0]), reverse)
-  if jax.default_backend() == "cpu":
+  if on_cpu:
     return reference.run(a, x_BTD, h0_BD, reverse)
   return associative(a, x_BTD, h0_BD, reverse)
+
+
+def _late_loop(a_BTD, x_BTD, reverse):
+  """h_t = a_s h_s + x_t with s the token processed before t, zero before the first: no copy of a, shifted.
+
+  On the cores of the file's measurements the copy was three quarters of the backward of B1 T2048 D2048.
+  """
+  def step(faded_BD, token):
+    a_BD, x_BD = token
+    h_BD = faded_BD + x_BD
+    return a_BD * h_BD, h_BD
+
+  tokens = jnp.moveaxis(a_BTD, 1, 0), jnp.moveaxis(x_BTD, 1, 0)
+  h_TBD = lax.scan(step, jnp.zeros_like(x_BTD[:, 0]), tokens, reverse=reverse)[1]
+  return jnp.moveaxis(h_TBD, 0, 1)
 
 
 def associative(a, x_BTD, h0_BD, reverse):
