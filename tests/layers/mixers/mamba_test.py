@@ -98,3 +98,12 @@ def test_sizes_that_leave_no_state_are_refused(fields):
   with pytest.raises(ValueError, match=f"channels={layer.channels} and states={layer.states} must .*"
                                        f"step_rank={layer.step_rank}"):
     jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros((1, 2, 3)))
+
+
+def test_slopes_of_the_decay_are_those_of_an_exponential():
+  draw = np.random.default_rng(11)
+  d, A = draw.uniform(0, 2, (2, 5, F)).astype(np.float32), draw.uniform(0.1, 9, (F, N)).astype(np.float32)
+  d[0, 1], weight = 40, draw.standard_normal((2, 5, F, N)).astype(np.float32)
+  slopes = lambda decay: jax.jit(jax.grad(lambda d, A: jnp.sum(weight * decay(d, A)), argnums=(0, 1)))(d, A)
+  for mine, own in zip(slopes(mamba.decay), slopes(lambda d, A: jnp.exp(-d[..., None] * A[None, None]))):
+    np.testing.assert_allclose(mine, own, rtol=2e-5, atol=2e-6)
