@@ -30,6 +30,30 @@ from pallas_kernels.diag_scan import diag_scan
 # Dims: B batch, T tokens, H heads, K key width, V value width, D model, F features, 2 real and imaginary part.
 
 
+@jax.custom_vjp
+def turning_gate(logit, angle):
+  """Returns sigmoid(logit) exp(i angle).
+
+  Its backward pass needs no sine: with p = a da, dlogit = (1 - |a|) Re p and dangle = -Im p. Differentiation
+  evaluates sine and cosine again, twice, which was a sixth of the layer's time on a CPU.
+  """
+  return jax.lax.complex(nn.sigmoid(logit) * jnp.cos(angle), nn.sigmoid(logit) * jnp.sin(angle))
+
+
+def _turning_gate_forward(logit, angle):
+  a = turning_gate(logit, angle)
+  return a, (a, logit)
+
+
+def _turning_gate_backward(kept, da):
+  a, logit = kept
+  p = a * da
+  return nn.sigmoid(-logit) * p.real, -p.imag
+
+
+turning_gate.defvjp(_turning_gate_forward, _turning_gate_backward)
+
+
 def gate_loop(q_BTHK, k_BTHK, v_BTHV, a_BTHK, S_BHKV=None, segment_ids_BT=None, *, backend="auto"):
   """Runs the recurrence; real or complex as a is.
 
@@ -43,7 +67,8 @@ def gate_loop(q_BTHK, k_BTHK, v_BTHV, a_BTHK, S_BHKV=None, segment_ids_BT=None, 
   Returns:
     (y_BTHV real, S_BHKV after the last token).
   """
-  write_BTHKV = k_BTHK[..., :, None] * v_BTHV[..., None, :]
+  # An einsum: its gradients are products of matrices, where those of a multiplication are slow sums.
+  write_BTHKV = jnp.einsum("bthk,bthv->bthkv", k_BTHK, v_BTHV, precision=jax.lax.Precision.HIGHEST)
   a_BTHKV = jnp.broadcast_to(a_BTHK[..., None], write_BTHKV.shape)
   S_BTHKV, S_BHKV = diag_scan(a_BTHKV, write_BTHKV, h0=S_BHKV, segment_ids=segment_ids_BT, backend=backend)
   return jnp.einsum("bthk,bthkv->bthv", q_BTHK, S_BTHKV.real), S_BHKV
@@ -92,12 +117,12 @@ class GateLoop(nn.Module):
     bias = -math.log(math.expm1(math.log(2) / self.half_life))
     x32_BTD = x_BTD.astype(jnp.float32)
     decay = Dense(H * K, bias_init=nn.initializers.constant(bias), name="magnitude")
-    a_BTHK = heads(nn.sigmoid(decay(x32_BTD)))
+    logit_BTHK = heads(decay(x32_BTD))
     if self.phase:
-      angle_BTHK = heads(Dense(H * K, name="phase")(x32_BTD))
-      a_BTHK = jax.lax.complex(a_BTHK * jnp.cos(angle_BTHK), a_BTHK * jnp.sin(angle_BTHK))
+      a_BTHK = turning_gate(logit_BTHK, heads(Dense(H * K, name="phase")(x32_BTD)))
       memory = state and complex_pair.join(state["S_BHKV2"])
     else:
+      a_BTHK = nn.sigmoid(logit_BTHK)
       memory = state and state["S_BHKV"]
 
     y_BTHV, S_BHKV = gate_loop(q_BTHK, k_BTHK, v_BTHV, a_BTHK, memory, segment_ids, backend=self.backend)

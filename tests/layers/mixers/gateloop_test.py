@@ -99,3 +99,16 @@ def test_sizes_that_leave_no_memory_are_refused(fields):
   with pytest.raises(ValueError, match=f"heads={layer.heads}, key_dim={layer.key_dim} and value_dim="
                                        f"{layer.value_dim} must .*half_life={layer.half_life}"):
     jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros((1, 2, 3)))
+
+
+def test_slopes_of_the_turning_gate_are_those_of_its_polar_form():
+  draw = np.random.default_rng(12)
+  logit, angle = (draw.standard_normal((3, 40)).astype(np.float32) * 4 for _ in range(2))
+  logit[0, :4] = -200, -90, 90, 200  # nothing kept, and all of it
+  real, imaginary = draw.standard_normal((2, 3, 40)).astype(np.float32)
+  def slopes(gate):
+    loss = lambda *both: jnp.sum(real * (a := gate(*both)).real + imaginary * a.imag)
+    return jax.jit(jax.grad(loss, argnums=(0, 1)))(logit, angle)
+  polar = lambda logit, angle: jax.nn.sigmoid(logit) * jnp.exp(1j * angle)
+  for mine, own in zip(slopes(gateloop.turning_gate), slopes(polar)):
+    np.testing.assert_allclose(mine, own, rtol=2e-5, atol=2e-6)
