@@ -11,7 +11,7 @@ from research import statistics
 
 ALPHA = 0.05
 LOWER = ("loss", "perplexity", "error", "bits", "nll", "regret")
-HIGHER = ("accuracy", "correct", "reward", "score", "auc", "recall")
+HIGHER = ("accuracy", "correct", "reward", "score", "auc", "recall", "throughput")
 
 
 class Mean(NamedTuple):

@@ -130,12 +130,23 @@ def curves(axes, lines: dict[int, Line], theme: Theme, *, marks=False) -> None:
 
 
 def log(axes, which: str) -> None:
-  """Makes the x or y axis logarithmic, with ticks written as plain numbers."""
-  from matplotlib.ticker import LogFormatter
+  """Makes the x or y axis, with its data on it, logarithmic; its ticks are written as plain numbers."""
+  from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
   axes.set(**{f"{which}scale": "log"})
   axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
-  axis.set_major_formatter(LogFormatter())
-  axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
+  low, high = {"x": axes.dataLim.intervalx, "y": axes.dataLim.intervaly}[which]
+  span = high / low if 0 < low < high < math.inf else 1.0
+  axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if span < 10 else (1, 2, 5) if span < 200 else (1,)))
+  axis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))
+  axis.set_minor_formatter(NullFormatter())
+
+
+def number(x: float) -> str:
+  """Returns a tick as plain digits, thousands as k and millions as M: 0.05, 700, 20k."""
+  for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    if abs(x) >= max(size, 1e4):
+      return f"{x / size:g}{letter}"
+  return f"{x:g}"
 
 
 def wants_log(values) -> bool:

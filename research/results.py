@@ -20,7 +20,7 @@ COUNTED = {
     "tokens per step": "count/tokens_per_step",
     "steps": "count/steps",
 }
-MEASURED = ("time/step_ms", "run/diverged", "run/skipped")
+MEASURED = ("time/step_ms", "throughput/tokens_per_s", "run/diverged", "run/skipped")
 
 
 class Results(NamedTuple):
@@ -83,10 +83,10 @@ def _of_run(run: pathlib.Path) -> dict[str, float]:
     return {}
   final = json.loads((run / "final.json").read_text())
   numbers = {k: float(v) for k, v in final.items() if isinstance(v, int | float) and "/" in k}
-  speeds = [r["tokens_per_s"] / r["tokens"] * r["step"] for r in metrics.read(run / "metrics.jsonl")
-            if r.get("tokens_per_s")]
-  if speeds:
-    numbers["time/step_ms"] = 1e3 / statistics.median(speeds)
+  timed = [r for r in metrics.read(run / "metrics.jsonl") if r.get("tokens_per_s")]
+  if timed:
+    numbers["time/step_ms"] = 1e3 / statistics.median(r["tokens_per_s"] / r["tokens"] * r["step"] for r in timed)
+    numbers["throughput/tokens_per_s"] = statistics.median(r["tokens_per_s"] for r in timed)
   return numbers | {"run/diverged": 0.0, "run/skipped": float(final["skipped"])}
 
 
