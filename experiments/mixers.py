@@ -7,11 +7,12 @@ width gives all of them the same number of parameters, to 2 %.
     python -m research.sweep --config=mixers --seeds=0:3
     python -m research.verify mixers
 
-The sweep's figures/frontier-eval-loss.png shows the loss against state, time of a training step and time of a
-decoded token; the CSV beside it is the table. A mixer is added by a line in MIXERS, and one in AT_STATE if its
-state has another size; tests/research/mixers_page_test.py says which width of the channel mixer fits.
+The sweep's figures/frontier-eval-loss.png shows the loss against state, tokens per second of training and time
+of a decoded token; the CSV beside it is the table. Both are recorded in research/results/mixers/every-mixer.png
+and .csv (2026-11-21, one AMD EPYC core per model, jax 0.10.2). A mixer is added by a line in MIXERS, and one in
+AT_STATE if its state has another size; tests/research/mixers_page_test.py says which width of the channel mixer fits.
 
-cpu: 2 cores, 3 core minutes for its claims: 3 HOLDS, 1 INCONCLUSIVE; the whole sweep about 100
+cpu: 2 cores, 3 core minutes for its claims: 3 HOLDS, 1 INCONCLUSIVE; the whole sweep 80
 smoke: 2 cores, not measured
 """
 
@@ -21,7 +22,7 @@ from research.claims import Claim
 
 PRESETS = ("cpu", "smoke")
 FAMILY = "recurrences"
-FRONTIER = {"eval/loss": ("count/state_bytes", "time/step_ms", "decode/ms")}
+FRONTIER = {"eval/loss": ("count/state_bytes", "throughput/tokens_per_s", "decode/ms")}
 
 
 def _line(name, hidden, **fields):
