@@ -12,7 +12,7 @@ of a decoded token; the CSV beside it is the table. Both are recorded in researc
 and .csv (2026-11-21, one AMD EPYC core per model, jax 0.10.2). A mixer is added by a line in MIXERS, and one in
 AT_STATE if its state has another size; tests/research/mixers_page_test.py says which width of the channel mixer fits.
 
-cpu: 2 cores, 3 core minutes for its claims: 3 HOLDS, 1 INCONCLUSIVE; the whole sweep 80
+cpu: 2 cores, 4 core minutes for its claims: 3 HOLDS, 1 INCONCLUSIVE; the whole sweep 80
 smoke: 2 cores, not measured
 """
 

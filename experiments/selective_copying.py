@@ -7,7 +7,7 @@ time-invariant, so the time since a symbol, not its number, decides what is left
     python -m research.verify selective_copying
     python -m research.sweep --config=selective_copying --metric=eval/accuracy
 
-cpu: 2 cores, 10 core minutes for its claims: 1 HOLDS, 1 FAILS, 1 INCONCLUSIVE
+cpu: 2 cores, 9 core minutes for its claims: 1 HOLDS, 1 FAILS, 1 INCONCLUSIVE
 smoke: 2 cores, 36 s on a busy machine
 paper: one H100 or v5e-8, not measured
 """

@@ -155,6 +155,8 @@ def _costs(axes, points, falls):
   paid = [x for x, _ in points.values()]
   if points and max(paid) > SPAN * min(paid) > 0:
     panels.log(axes, "x")
+  else:
+    axes.locator_params(axis="x", nbins=5)
   if falls:
     axes.invert_xaxis()
 
