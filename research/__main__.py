@@ -7,6 +7,7 @@ VERBS = {
     "research.convert": "rewrite a finished run as an equal model: --from RUN --to pre_crms_norm",
     "research.grow": "a deeper or wider run that starts from a run's checkpoint: --from=RUN --operator=stack",
     "research.in_context_table": "closed forms, draws and trained layers of in-context regression in one table",
+    "research.mixer_times": "every token mixer, forward and backward, against its own kernel and linear maps",
     "research.report": "one HTML page about runs and sweeps: curves with bands, tables, samples",
 }
 
