@@ -48,8 +48,8 @@ def small_config(config):
   operator, factor, steps = (config.init.get(k, v) for k, v in (("grow", ""), ("grow_factor", 2), ("grow_steps", 0)))
   if operator not in (*growth.OPERATORS, *SAME_SIZE):
     raise ConfigError(f"{key}.grow={shown(operator)} is unknown; {nearest(operator, (*growth.OPERATORS, *SAME_SIZE))}")
-  if factor < 2 or steps < 1:
-    raise ConfigError(f"{key}.grow_factor={factor} must be at least 2, and grow_steps={steps} at least 1.")
+  if factor < 2 or not 1 <= steps < 2**31:
+    raise ConfigError(f"{key}.grow_factor={factor} must be at least 2, and {key}.grow_steps={steps} from 1 to 2**31 - 1.")
   size = "width" if operator == "wide" else "depth"
   if operator not in SAME_SIZE and config.model[size] % factor:
     raise ConfigError(f"config.model.{size}={config.model[size]} must be a multiple of {key}.grow_factor={factor}.")

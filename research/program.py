@@ -279,10 +279,10 @@ def _stacked(batch, seeds):
 
 
 def _one_line(config, text) -> str:
-  """What tracing the whole model refused, with the key of the field that it begins with."""
+  """What tracing the whole model on a batch refused, with the key of the field that it begins with."""
   text = build.line_of(text)
   if text.partition("=")[0] in config.model:
-    return f"config.model.{text}"
+    return f"config.model.{text.removesuffix('.')}; its inputs are those of config.task.name={config.task.name!r}."
   return f"config.model does not fit together: {text}"
 
 

@@ -64,7 +64,8 @@ class GaussianExperts:
     two = jax.vmap(lambda key: jax.vmap(self._pair)(jax.random.split(key)))
     x_B2, y_B2 = two(keys.of_rows(self, split, step, rows))
     tokens_B2F = jnp.stack([x_B2, y_B2.at[:, 1].set(0.0)], axis=-1)
-    return {"inputs": tokens_B2F, "labels": y_B2[:, 1], "weights": jnp.ones(len(y_B2))}
+    labels_B1 = y_B2[:, 1:]
+    return {"inputs": tokens_B2F, "labels": labels_B1, "weights": jnp.ones(labels_B1.shape)}
 
   def loss(self, outputs, batch):
     """Squared error of one number per prompt; no metrics."""

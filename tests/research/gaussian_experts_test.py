@@ -76,7 +76,7 @@ def test_both_draws_are_of_the_mixture(gate):
   task = GaussianExperts(gate=gate, batch_size=2048)
   batch = jax.tree.map(np.asarray, jax.jit(functools.partial(task.batch, "train", 0))())
   assert np.all(batch["inputs"][:, 1, 1] == 0)
-  pairs = [(batch["inputs"][:, 0, 0], batch["inputs"][:, 0, 1]), (batch["inputs"][:, 1, 0], batch["labels"])]
+  pairs = [(batch["inputs"][:, 0, 0], batch["inputs"][:, 0, 1]), (batch["inputs"][:, 1, 0], batch["labels"][:, 0])]
   for x_N, y_N in [*pairs, ge.draw(ge.TRUTH, 2048, gate, np.random.default_rng(2))]:
     z_EN = (ge.GATES[gate][0](ge.TRUTH.w_E[:, None] * x_N) + ge.TRUTH.b_E[:, None]) / ge.TRUTH.tau
     mean_EN, gate_EN = ge.TRUTH.a_E[:, None] * x_N + ge.TRUTH.c_E[:, None], special.softmax(z_EN, axis=0)

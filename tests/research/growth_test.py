@@ -132,7 +132,7 @@ def test_silent_layers_are_refused_where_a_norm_follows_them():
     (dict(grow_factor=1), "grow_factor=1 must be at least 2"),
     (dict(grow="relax"), "set config.model.share, as in 'cycle:2'"),
     (dict(grow="factor"), "set config.model.channel.name='factored_glu.FactoredGLU'"),
-    (dict(grow_steps=0), "grow_steps=0 at least 1"),
+    (dict(grow_steps=0), "grow_steps=0 from 1 to"),
     ])
 def test_what_cannot_grow_is_refused_before_anything_is_trained(init, says):
   with pytest.raises(ConfigError, match=says.replace("?", r"\?")):

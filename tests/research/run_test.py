@@ -183,7 +183,7 @@ def test_two_thousand_steps_need_no_more_memory_and_no_compilation(tmp_path):
              "rss = lambda: int(re.search(r'VmRSS:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
              "seen, write = {}, train._write\n"
              "def noted(files, records, dashboard):\n"
-             "  seen[records[0]['step']] = rss()\n  write(files, records, dashboard)\n"
+             "  seen.update({r['step']: rss() for r in records[:1]})\n  write(files, records, dashboard)\n"
              "train._write = noted\n"
              "code = run.main(sys.argv[1:])\n"
              "print('GREW', seen[2000] - seen[200])\nsys.exit(code)")
