@@ -8,10 +8,10 @@ Reference: Ba, Kiros and Hinton, "Layer Normalization", 2016.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from layers.broadcast_product import broadcast_product
+from layers import moments
+from layers.norms.rms_norm import rms_norm
 
 
 def layer_norm(x, scale_D=None, bias_D=None, eps=1e-6):
@@ -19,12 +19,9 @@ def layer_norm(x, scale_D=None, bias_D=None, eps=1e-6):
   x32 = x.astype(jnp.float32)
   # Centre first: mean(x^2) - mean(x)^2 cancels when the mean is large.
   x32 -= jnp.mean(x32, axis=-1, keepdims=True)
-  y = broadcast_product(x32, jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps))
-  features = (1,) * (x.ndim - 1) + x.shape[-1:]
-  if scale_D is not None:
-    y = broadcast_product(y, scale_D.reshape(features))
+  y = rms_norm(x32, scale_D, eps)
   if bias_D is not None:
-    y += bias_D.reshape(features)
+    y += moments.features(bias_D, x)
   return y.astype(x.dtype)
 
 

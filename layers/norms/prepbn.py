@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from layers import batch_statistics, clock, moments
+from layers.norms.rms_norm import rms_norm
 
 INNER = ("layer", "rms")
 
@@ -39,8 +40,7 @@ def inner_norm(x, scale_D, bias_D, eps, name: str):
   x32 = x.astype(jnp.float32)
   if name == "layer":
     x32 -= jnp.mean(x32, axis=-1, keepdims=True)
-  y = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-  y *= moments.features(scale_D, x)
+  y = rms_norm(x32, scale_D, eps)
   return y if bias_D is None else y + moments.features(bias_D, x)
 
 

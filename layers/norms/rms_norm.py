@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layers import moments
 from layers.broadcast_product import broadcast_product
 
 
@@ -17,7 +18,7 @@ def rms_norm(x, scale_D=None, eps=1e-6):
   x32 = x.astype(jnp.float32)
   y = broadcast_product(x32, jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps))
   if scale_D is not None:
-    y = broadcast_product(y, scale_D.reshape((1,) * (x.ndim - 1) + scale_D.shape))
+    y = broadcast_product(y, moments.features(scale_D, x))
   return y.astype(x.dtype)
 
 
