@@ -76,7 +76,7 @@ def figure(values: dict, path: pathlib.Path, *, metric: str, costs: tuple[str, .
 
 def _panels(order, means, points, metric):
   """Returns the figure of few arms: a panel per cost."""
-  made, axes = sweep_plots.new_figure(1.6 + 4.4 * len(points), max(4.6, 0.8 + 0.18 * len(order)), len(points))
+  made, axes = sweep_plots.new_figure(1.6 + 4.4 * len(points), 4.6, len(points))
   for one, (cost, of_arm) in zip([axes] if len(points) == 1 else axes, points.items()):
     panel(one, of_arm, {arm: m.interval for arm, m in means.items()}, order, compare.direction(metric), falling(cost))
     panels.style(one, PRINT, title=panels.short(f"{metric} against {cost}", 48), y=metric, x=_named(cost))
